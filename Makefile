@@ -1,0 +1,30 @@
+# distlock: a distributed lock service inside PostgreSQL
+
+MODULE_big = distlock
+OBJS = \
+	src/arguments.o \
+	src/deadline.o \
+	src/distlock.o \
+	src/engine.o \
+	src/extension.o \
+	src/functions.o \
+	src/lease.o \
+	src/session.o \
+	src/shmem.o \
+	src/token.o \
+	src/transaction.o \
+	src/views.o \
+	src/worker.o
+PGFILEDESC = "distlock - lock service: leases with fencing tokens"
+
+EXTENSION = distlock
+DATA = distlock--1.0.sql
+
+REGRESS = arguments leases transactions rights views limits
+ISOLATION =
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(OBJS): $(wildcard src/*.h)

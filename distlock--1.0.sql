@@ -1,0 +1,234 @@
+/* distlock--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION distlock" to load this file. \quit
+
+-- ---- Views ----
+
+CREATE FUNCTION distlock_show_stats(
+    OUT acquired bigint,
+    OUT contended bigint,
+    OUT wait_seconds double precision,
+    OUT timeouts bigint,
+    OUT renewed bigint,
+    OUT released bigint,
+    OUT undone bigint,
+    OUT expired bigint,
+    OUT forced bigint,
+    OUT lapsed bigint,
+    OUT lost bigint,
+    OUT swept bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_show_stats() IS
+'The row of the view distlock_stats; use the view';
+
+-- Fails here and now, with a hint, unless the server preloads the library.
+SELECT acquired FROM distlock_show_stats();
+
+CREATE VIEW distlock_stats AS SELECT * FROM distlock_show_stats();
+COMMENT ON VIEW distlock_stats IS
+'Counters of the lock service since the server started, over all databases; one row';
+COMMENT ON COLUMN distlock_stats.acquired IS 'Leases granted and told to their holders';
+COMMENT ON COLUMN distlock_stats.contended IS 'Requests that found their lock taken, or others waiting for it';
+COMMENT ON COLUMN distlock_stats.wait_seconds IS 'Time that requests have spent in queues, in seconds, whatever came of it';
+COMMENT ON COLUMN distlock_stats.timeouts IS 'Requests that ended without a lease because their wait was over';
+COMMENT ON COLUMN distlock_stats.renewed IS 'Renewals';
+COMMENT ON COLUMN distlock_stats.released IS 'Leases ended by their holder, or with its session or transaction';
+COMMENT ON COLUMN distlock_stats.undone IS 'Leases ended because the transaction that acquired them rolled back';
+COMMENT ON COLUMN distlock_stats.expired IS 'Leases ended by their deadline';
+COMMENT ON COLUMN distlock_stats.forced IS 'Leases ended by distlock_force_release()';
+COMMENT ON COLUMN distlock_stats.lapsed IS 'Grants ended before their session came to take them';
+COMMENT ON COLUMN distlock_stats.lost IS 'Renewals refused because the lease was lost (SQLSTATE LK001)';
+COMMENT ON COLUMN distlock_stats.swept IS 'Leases that the search for expired ones has looked at';
+GRANT SELECT ON distlock_stats TO PUBLIC;
+
+CREATE FUNCTION distlock_show_leases(
+    OUT name text,
+    OUT token bigint,
+    OUT mode text,
+    OUT scope text,
+    OUT holder text,
+    OUT owner name,
+    OUT pid integer,
+    OUT durable boolean,
+    OUT granted_at timestamptz,
+    OUT ttl interval,
+    OUT expires_at timestamptz,
+    OUT remaining interval,
+    OUT renewals bigint,
+    OUT pins integer,
+    OUT waiters integer)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_show_leases() IS
+'The rows of the view distlock_leases; use the view';
+
+CREATE VIEW distlock_leases AS SELECT * FROM distlock_show_leases();
+COMMENT ON VIEW distlock_leases IS
+'The live leases of this database, from memory';
+COMMENT ON COLUMN distlock_leases.name IS 'Name of the lock';
+COMMENT ON COLUMN distlock_leases.token IS 'Fencing token: greater than every token granted before it in this database';
+COMMENT ON COLUMN distlock_leases.mode IS 'exclusive or shared';
+COMMENT ON COLUMN distlock_leases.scope IS 'What ends the lease besides release and expiry: lease (nothing), session or transaction';
+COMMENT ON COLUMN distlock_leases.holder IS 'Label for people, by default the application_name; it gives no rights';
+COMMENT ON COLUMN distlock_leases.owner IS 'Role that acquired the lease; only roles with its privileges may renew or release it';
+COMMENT ON COLUMN distlock_leases.pid IS 'Server process that acquired the lease; null once that session is gone';
+COMMENT ON COLUMN distlock_leases.durable IS 'Does the lease outlive a crash of the server; false for every lease in this version';
+COMMENT ON COLUMN distlock_leases.granted_at IS 'When the holder was told of its lease, on the wall clock';
+COMMENT ON COLUMN distlock_leases.ttl IS 'Time to live from the grant or the last renewal; null: none';
+COMMENT ON COLUMN distlock_leases.expires_at IS 'When the lease expires unless renewed, on the wall clock; infinity without time to live';
+COMMENT ON COLUMN distlock_leases.remaining IS 'Time until then, on the monotonic clock that decides; null without time to live';
+COMMENT ON COLUMN distlock_leases.renewals IS 'How often the lease has been renewed';
+COMMENT ON COLUMN distlock_leases.pins IS 'Commits in flight that hold the lease in place; 0 in this version';
+COMMENT ON COLUMN distlock_leases.waiters IS 'How many requests wait for the lock';
+GRANT SELECT ON distlock_leases TO PUBLIC;
+
+CREATE FUNCTION distlock_show_waiters(
+    OUT name text,
+    OUT mode text,
+    OUT pid integer,
+    OUT owner name,
+    OUT holder text,
+    OUT waiting_since timestamptz,
+    OUT "position" integer,
+    OUT blocked_by_tokens bigint[],
+    OUT blocked_by_pids integer[])
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_show_waiters() IS
+'The rows of the view distlock_waiters; use the view';
+
+CREATE VIEW distlock_waiters AS SELECT * FROM distlock_show_waiters();
+COMMENT ON VIEW distlock_waiters IS
+'The requests that wait for a lock of this database';
+COMMENT ON COLUMN distlock_waiters.name IS 'Name of the lock';
+COMMENT ON COLUMN distlock_waiters.mode IS 'exclusive or shared';
+COMMENT ON COLUMN distlock_waiters.pid IS 'Server process that waits';
+COMMENT ON COLUMN distlock_waiters.owner IS 'Role that waits, and will own the lease';
+COMMENT ON COLUMN distlock_waiters.holder IS 'Label for people that the lease will have';
+COMMENT ON COLUMN distlock_waiters.waiting_since IS 'When the request joined the queue, on the wall clock';
+COMMENT ON COLUMN distlock_waiters.position IS 'Place in the queue of the lock, 1 is next; 0: granted, and the session has not come to take it yet';
+COMMENT ON COLUMN distlock_waiters.blocked_by_tokens IS 'Tokens of the live leases that conflict with the request';
+COMMENT ON COLUMN distlock_waiters.blocked_by_pids IS 'Server processes of the leases, and of the requests ahead, that conflict with the request; without those whose session is gone';
+GRANT SELECT ON distlock_waiters TO PUBLIC;
+
+-- ---- The limit of tokens ----
+
+CREATE SEQUENCE distlock_token_seq;
+COMMENT ON SEQUENCE distlock_token_seq IS
+'Limit up to which fencing tokens are reserved; distlock writes it in place, and pg_dump carries it';
+SELECT pg_catalog.pg_extension_config_dump('distlock_token_seq', '');
+
+CREATE TABLE distlock_control (token_limit bigint NOT NULL);
+COMMENT ON TABLE distlock_control IS
+'The durable state of distlock in this database: one row, which distlock overwrites in place';
+COMMENT ON COLUMN distlock_control.token_limit IS
+'Limit up to which fencing tokens are reserved; the greater of this and distlock_token_seq counts';
+INSERT INTO distlock_control VALUES (0);
+
+CREATE FUNCTION distlock_refuse_change() RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_refuse_change() IS
+'Trigger that refuses changes by SQL to the tables that distlock writes (SQLSTATE 55000)';
+REVOKE EXECUTE ON FUNCTION distlock_refuse_change() FROM PUBLIC;
+
+CREATE TRIGGER distlock_refuse_change
+    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON distlock_control
+    FOR EACH STATEMENT EXECUTE FUNCTION distlock_refuse_change();
+COMMENT ON TRIGGER distlock_refuse_change ON distlock_control IS
+'Refuses changes by SQL';
+ALTER TABLE distlock_control ENABLE ALWAYS TRIGGER distlock_refuse_change;
+
+-- ---- Leases ----
+
+CREATE FUNCTION distlock_acquire(
+    name text,
+    ttl interval DEFAULT NULL,
+    wait interval DEFAULT NULL,
+    mode text DEFAULT 'exclusive',
+    scope text DEFAULT 'lease',
+    holder text DEFAULT NULL,
+    durable boolean DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_acquire(text, interval, interval, text, text, text, boolean) IS
+'Acquires a lease of a lock and returns its fencing token. '
+'name: 1 to 255 bytes, not null. '
+'ttl: time to live, above zero and at most distlock.max_ttl, without months; null: distlock.default_ttl for scope lease, none for the other scopes. '
+'wait: longest wait, zero: do not wait, null: no limit but lock_timeout. '
+'mode: exclusive or shared, not null. '
+'scope: lease, session or transaction: what ends the lease besides release and expiry; not null. '
+'holder: label for people, at most 127 bytes; null: application_name. '
+'durable: null or false in this version. '
+'The lease is undone if the transaction or savepoint rolls back. '
+'Errors: 55P03 when the wait is over, 22004 for a null, 22023 for a value out of range, 53400 when distlock.max_leases is reached, '
+'55000 for a lock that this transaction has released, 0A000 for durable, 25006 on a standby';
+
+CREATE FUNCTION distlock_try_acquire(
+    name text,
+    ttl interval DEFAULT NULL,
+    wait interval DEFAULT '0',
+    mode text DEFAULT 'exclusive',
+    scope text DEFAULT 'lease',
+    holder text DEFAULT NULL,
+    durable boolean DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_try_acquire(text, interval, interval, text, text, text, boolean) IS
+'As distlock_acquire(), but does not wait unless told to, and returns null when the wait is over; '
+'lock_timeout still raises 55P03';
+
+CREATE FUNCTION distlock_renew(
+    name text,
+    token bigint,
+    ttl interval DEFAULT NULL)
+RETURNS timestamptz
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_renew(text, bigint, interval) IS
+'Starts the time to live of a lease anew, at once and whatever becomes of the transaction, and returns when it expires on the wall clock; infinity for a lease without time to live. '
+'name, token: of the lease, not null. '
+'ttl: the new time to live, above zero and at most distlock.max_ttl, without months; null: the one the lease has. '
+'Errors: LK001 when the lease is released or expired, or released by this transaction, 42501 without the privileges of its owner, 22004 for a null, 22023 for a value out of range, 25006 on a standby';
+
+CREATE FUNCTION distlock_release(
+    name text,
+    token bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_release(text, bigint) IS
+'Ends a lease when this transaction has committed. '
+'name, token: of the lease, not null. '
+'Returns true; false when the lock is not held under this token any more. '
+'Errors: 42501 without the privileges of the owner, 22004 for a null, 22023 for a name out of range, 25006 on a standby';
+
+CREATE FUNCTION distlock_check(
+    name text,
+    token bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_check(text, bigint) IS
+'Tells whether a lease is live right now; any role may ask. '
+'name, token: of the lease, not null. '
+'Errors: 22004 for a null, 22023 for a name out of range, 25006 on a standby';
+
+CREATE FUNCTION distlock_force_release(
+    name text)
+RETURNS integer
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_force_release(text) IS
+'Ends every lease that a lock has now, when this transaction has committed, and returns how many; each is logged. '
+'name: of the lock, not null. '
+'EXECUTE is revoked from PUBLIC: grant it to those who may take locks from others. '
+'Errors: 22004 for a null, 22023 for a name out of range, 25006 on a standby';
+REVOKE EXECUTE ON FUNCTION distlock_force_release(text) FROM PUBLIC;

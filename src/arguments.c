@@ -1,0 +1,207 @@
+/*-------------------------------------------------------------------------
+ *
+ * arguments.c
+ *	  From SQL arguments to what the engine takes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "common/int.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "distlock.h"
+
+static void
+refuse_null(FunctionCallInfo fcinfo, int arg, const char *what)
+{
+	if (PG_ARGISNULL(arg))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", what)));
+}
+
+/*
+ * The lock of that name in the current database.  Every byte of the key that
+ * is compared goes into the hash.
+ */
+void
+dl_arg_key(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
+		   DlKey *key)
+{
+	text	   *name;
+	int			len;
+
+	refuse_null(fcinfo, arg, "lock name");
+	name = PG_GETARG_TEXT_PP(arg);
+	len = VARSIZE_ANY_EXHDR(name);
+	if (len < 1 || len > DL_NAME_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg(len < 1 ? "lock name must not be empty" : "lock name is too long"),
+				 errdetail("A lock name has 1 to %d bytes, this one has %d.",
+						   DL_NAME_MAX, len)));
+	key->database = MyDatabaseId;
+	key->extension = extension->oid;
+	key->len = len;
+	memcpy(key->name, VARDATA_ANY(name), len);
+	key->name[len] = '\0';
+	key->hash = hash_bytes((const unsigned char *) key->name, len) ^
+		hash_bytes_uint32(key->database) ^
+		hash_bytes_uint32(~key->extension);
+}
+
+/* A token to look up: any value but null, though only positive ones exist. */
+int64
+dl_arg_token(FunctionCallInfo fcinfo, int arg)
+{
+	refuse_null(fcinfo, arg, "token");
+	return PG_GETARG_INT64(arg);
+}
+
+static char *
+interval_text(const Interval *interval)
+{
+	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(interval)));
+}
+
+/*
+ * An interval in microseconds, a day being 24 hours.  Months have no fixed
+ * length; from 17 on they also tell an infinite interval.
+ */
+static int64
+interval_usecs(const Interval *interval, const char *what)
+{
+	int64		usecs;
+
+	if (interval->month != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be infinite or contain months or years", what),
+				 errdetail("The value given is \"%s\".", interval_text(interval)),
+				 errhint("Use days or smaller units.")));
+	if (pg_mul_s64_overflow(interval->day, USECS_PER_DAY, &usecs) ||
+		pg_add_s64_overflow(usecs, interval->time, &usecs))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is out of range", what),
+				 errdetail("The value given is \"%s\".", interval_text(interval))));
+	return usecs;
+}
+
+/* A time to live in microseconds; if_null when it is null. */
+int64
+dl_arg_ttl(FunctionCallInfo fcinfo, int arg, int64 if_null)
+{
+	bool		given = !PG_ARGISNULL(arg);
+	int64		ttl = if_null;
+
+	if (given)
+		ttl = interval_usecs(PG_GETARG_INTERVAL_P(arg), "ttl");
+	if (given && ttl <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ttl must be greater than zero"),
+				 errdetail("The value given is \"%s\".",
+						   interval_text(PG_GETARG_INTERVAL_P(arg)))));
+	if (ttl > dl_max_ttl * USECS_PER_SEC)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ttl must not be longer than %d seconds", dl_max_ttl),
+				 given ?
+				 errdetail("The value given is \"%s\".",
+						   interval_text(PG_GETARG_INTERVAL_P(arg))) :
+				 errdetail("\"distlock.default_ttl\" is %d milliseconds.", dl_default_ttl),
+				 errhint("The limit is set by \"distlock.max_ttl\".")));
+	return ttl;
+}
+
+/* The longest wait in microseconds, -1 (no limit) when it is null. */
+int64
+dl_arg_wait(FunctionCallInfo fcinfo, int arg)
+{
+	int64		wait;
+
+	if (PG_ARGISNULL(arg))
+		return -1;
+	wait = interval_usecs(PG_GETARG_INTERVAL_P(arg), "wait");
+	if (wait < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("wait must not be negative"),
+				 errdetail("The value given is \"%s\".",
+						   interval_text(PG_GETARG_INTERVAL_P(arg))),
+				 errhint("Use null to wait without limit, or zero not to wait.")));
+	return wait;
+}
+
+/* Which of the n words it is. */
+static int
+arg_word(FunctionCallInfo fcinfo, int arg, const char *what,
+		 const char *const *words, int n, const char *hint)
+{
+	text	   *value;
+
+	refuse_null(fcinfo, arg, what);
+	value = PG_GETARG_TEXT_PP(arg);
+	for (int i = 0; i < n; i++)
+		if (VARSIZE_ANY_EXHDR(value) == strlen(words[i]) &&
+			memcmp(VARDATA_ANY(value), words[i], strlen(words[i])) == 0)
+			return i;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unrecognized %s: \"%s\"", what, text_to_cstring(value)),
+			 errhint("%s", hint)));
+}
+
+DlMode
+dl_arg_mode(FunctionCallInfo fcinfo, int arg)
+{
+	static const char *const words[] = {
+		[DL_EXCLUSIVE] = "exclusive",[DL_SHARED] = "shared"
+	};
+
+	return (DlMode) arg_word(fcinfo, arg, "mode", words, lengthof(words),
+							 "Use \"exclusive\" or \"shared\".");
+}
+
+DlScope
+dl_arg_scope(FunctionCallInfo fcinfo, int arg)
+{
+	static const char *const words[] = {
+		[DL_SCOPE_LEASE] = "lease",[DL_SCOPE_SESSION] = "session",
+		[DL_SCOPE_TRANSACTION] = "transaction"
+	};
+
+	return (DlScope) arg_word(fcinfo, arg, "scope", words, lengthof(words),
+							  "Use \"lease\", \"session\" or \"transaction\".");
+}
+
+/* The label for people, application_name when it is null. */
+void
+dl_arg_holder(FunctionCallInfo fcinfo, int arg, char *holder)
+{
+	text	   *value;
+	int			len;
+
+	if (PG_ARGISNULL(arg))
+	{
+		strlcpy(holder, application_name ? application_name : "", DL_HOLDER_MAX + 1);
+		return;
+	}
+	value = PG_GETARG_TEXT_PP(arg);
+	len = VARSIZE_ANY_EXHDR(value);
+	if (len > DL_HOLDER_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("holder is too long"),
+				 errdetail("A holder has at most %d bytes, this one has %d.",
+						   DL_HOLDER_MAX, len)));
+	memcpy(holder, VARDATA_ANY(value), len);
+	holder[len] = '\0';
+}

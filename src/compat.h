@@ -1,0 +1,66 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Every difference between the versions of PostgreSQL we build with.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DISTLOCK_COMPAT_H
+#define DISTLOCK_COMPAT_H
+
+#include "storage/proc.h"
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 150000
+#error "distlock needs PostgreSQL 15 or later"
+#endif
+
+/* Where this backend stands in ProcGlobal->allProcs, below MaxBackends. */
+static inline int
+dl_my_backend(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+/* The wait event of a session that waits for a lock.  May allocate once. */
+static inline uint32
+dl_acquire_wait_event(void)
+{
+#if PG_VERSION_NUM >= 170000
+	static uint32 event = 0;
+
+	if (event == 0)
+		event = WaitEventExtensionNew("DistlockAcquire");
+	return event;
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* The wait event of the idle worker.  May allocate once. */
+static inline uint32
+dl_worker_wait_event(void)
+{
+#if PG_VERSION_NUM >= 170000
+	static uint32 event = 0;
+
+	if (event == 0)
+		event = WaitEventExtensionNew("DistlockWorkerMain");
+	return event;
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* Is this relation rewritten by the transaction under way? */
+#if PG_VERSION_NUM >= 160000
+#define dl_rewritten_subxact(rel) ((rel)->rd_firstRelfilelocatorSubid)
+#else
+#define dl_rewritten_subxact(rel) ((rel)->rd_firstRelfilenodeSubid)
+#endif
+
+#endif							/* DISTLOCK_COMPAT_H */

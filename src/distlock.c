@@ -1,0 +1,150 @@
+/*-------------------------------------------------------------------------
+ *
+ * distlock.c
+ *	  Entry: the settings and hooks of distlock.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/guc.h"
+
+#include "distlock.h"
+#include "session.h"
+#include "shmem.h"
+#include "transaction.h"
+#include "worker.h"
+
+PG_MODULE_MAGIC;
+
+/* distlock.max_leases: sizes shared memory, about 0.8 kB for each. */
+int			dl_max_leases = 16384;
+
+/* distlock.default_ttl: for scope "lease" when the ttl argument is null. */
+int			dl_default_ttl = 30 * 1000;
+
+/* distlock.max_ttl: longer ones are refused. */
+int			dl_max_ttl = 24 * 60 * 60;
+
+/* distlock.durable: for scope "lease" when the durable argument is null. */
+bool		dl_durable = false;
+
+/* distlock.log_expirations: one LOG line for each lease that expires. */
+bool		dl_log_expirations = true;
+
+static object_access_hook_type previous_object_access = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
+
+extern PGDLLEXPORT void _PG_init(void);
+
+static bool
+check_durable(bool *value, void **extra, GucSource source)
+{
+	if (*value)
+	{
+		GUC_check_errcode(ERRCODE_FEATURE_NOT_SUPPORTED);
+		GUC_check_errmsg("durable leases are not supported yet");
+		return false;
+	}
+	return true;
+}
+
+static void
+define_settings(void)
+{
+	DefineCustomIntVariable("distlock.max_leases",
+							"Sets how many leases can be held and waited for at the same time, in all databases.",
+							"Shared memory is taken for them at server start, about 0.8 kB for each.",
+							&dl_max_leases, 16384, 16, 16 * 1024 * 1024,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("distlock.default_ttl",
+							"Sets the time to live of a lease acquired without one.",
+							"Applies to scope \"lease\"; the other scopes have no time to live unless one is given.",
+							&dl_default_ttl, 30 * 1000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("distlock.max_ttl",
+							"Sets the longest time to live a lease may ask for.",
+							NULL,
+							&dl_max_ttl, 24 * 60 * 60, 1, 10 * 365 * 24 * 60 * 60,
+							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomBoolVariable("distlock.durable",
+							 "Sets whether leases of scope \"lease\" outlive the server, unless the acquire says.",
+							 "Durable leases are not supported yet.",
+							 &dl_durable, false,
+							 PGC_USERSET, 0, check_durable, NULL, NULL);
+	DefineCustomBoolVariable("distlock.log_expirations",
+							 "Logs each lease that expires without having been released.",
+							 NULL,
+							 &dl_log_expirations, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("distlock");
+}
+
+/* What is dropped takes its leases along, at commit. */
+static void
+object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg)
+{
+	if (previous_object_access)
+		previous_object_access(access, class, object, sub, arg);
+	if (access != OAT_DROP)
+		return;
+	if (class == DatabaseRelationId)
+	{
+		dl_session_start();
+		dl_txn_remove(object, InvalidOid);
+	}
+	else if (class == ExtensionRelationId &&
+			 object == get_extension_oid("distlock", true))
+	{
+		dl_session_start();
+		dl_txn_remove(MyDatabaseId, object);
+	}
+}
+
+/* DISCARD ALL ends leases of session scope, as it does advisory locks. */
+static void
+process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *environment, DestReceiver *dest,
+				QueryCompletion *completion)
+{
+	bool		discard_all = IsA(statement->utilityStmt, DiscardStmt) &&
+		castNode(DiscardStmt, statement->utilityStmt)->target == DISCARD_ALL;
+
+	if (previous_utility)
+		previous_utility(statement, query, read_only_tree, context, params,
+						 environment, dest, completion);
+	else
+		standard_ProcessUtility(statement, query, read_only_tree, context, params,
+								environment, dest, completion);
+	if (discard_all)
+		dl_session_discard();
+}
+
+/*
+ * Loaded in any other way than by shared_preload_libraries, or for
+ * pg_upgrade, the library only answers that it must be preloaded.
+ */
+void
+_PG_init(void)
+{
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+
+	define_settings();
+	dl_shmem_init();
+	dl_worker_register();
+
+	previous_object_access = object_access_hook;
+	object_access_hook = object_access;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * distlock.h
+ *	  The settings of distlock, defined in distlock.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DISTLOCK_H
+#define DISTLOCK_H
+
+extern int	dl_max_leases;		/* leases held and waited for */
+extern int	dl_default_ttl;		/* milliseconds */
+extern int	dl_max_ttl;			/* seconds */
+extern bool dl_durable;
+extern bool dl_log_expirations;
+
+#endif							/* DISTLOCK_H */

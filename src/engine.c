@@ -1,0 +1,788 @@
+/*-------------------------------------------------------------------------
+ *
+ * engine.c
+ *	  The state machine of locks, leases and their queues.
+ *
+ * A request that finds its lock free becomes a live lease at once.  Otherwise
+ * its record joins the lock's queue, and whoever frees the lock grants it to
+ * the head of the queue: the record moves to the lock's leases, gets its
+ * token, and its session is woken to be told.
+ *
+ *		waiting --> granted --> live --> over --> free
+ *		   ^           |          '--------------^
+ *		   '-- lapsed <'
+ *
+ * Every change to a lock ends in settle(), which does two things: it grants
+ * what can be granted, and it sees to it that the head of the queue wakes no
+ * later than the deadline it waits for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "engine.h"
+
+/* ---- Memory ---- */
+
+static uint32
+bucket_count(int max_leases)
+{
+	uint32		n = 16;
+
+	while (n * DL_NPARTITIONS < (uint32) max_leases)
+		n *= 2;
+	return n;
+}
+
+/* Bytes of shared memory for that many leases.  Needs no lock. */
+Size
+dl_engine_size(int max_leases, int nbackends)
+{
+	Size		buckets = (Size) bucket_count(max_leases) * DL_NPARTITIONS;
+
+	return MAXALIGN(sizeof(DlEngine)) +
+		(Size) nbackends * DL_NPARTITIONS * sizeof(dlist_head) +
+		2 * buckets * sizeof(dlist_head) +
+		(Size) max_leases * (MAXALIGN(sizeof(DlLease)) + MAXALIGN(sizeof(DlLock)));
+}
+
+static dlist_head *
+carve_lists(char **memory, Size n)
+{
+	dlist_head *lists = (dlist_head *) *memory;
+
+	for (Size i = 0; i < n; i++)
+		dlist_init(&lists[i]);
+	*memory += n * sizeof(dlist_head);
+	return lists;
+}
+
+/* Lay out dl_engine_size() bytes.  Nobody else may have access yet. */
+void
+dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
+{
+	char	   *memory = (char *) engine + MAXALIGN(sizeof(DlEngine));
+
+	memset(engine, 0, sizeof(DlEngine));
+	engine->max_leases = max_leases;
+	engine->nbackends = nbackends;
+	engine->nbuckets = bucket_count(max_leases);
+	engine->backends = carve_lists(&memory, (Size) nbackends * DL_NPARTITIONS);
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		DlPartition *part = &engine->partitions[p];
+
+		part->locks = carve_lists(&memory, engine->nbuckets);
+		part->tokens = carve_lists(&memory, engine->nbuckets);
+		dlist_init(&part->over);
+		dlist_init(&part->free_leases);
+		dlist_init(&part->free_locks);
+		SpinLockInit(&part->mutex);
+	}
+	for (int i = 0; i < max_leases; i++)
+	{
+		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
+		DlLease    *lease = (DlLease *) memory;
+		DlLock	   *lock;
+
+		memory += MAXALIGN(sizeof(DlLease));
+		lock = (DlLock *) memory;
+		memory += MAXALIGN(sizeof(DlLock));
+		memset(lease, 0, sizeof(DlLease));
+		memset(lock, 0, sizeof(DlLock));
+		dlist_push_tail(&part->free_leases, &lease->lock_link);
+		dlist_push_tail(&part->free_locks, &lock->bucket_link);
+	}
+}
+
+/*
+ * Take a record off a free list: this partition's own, or else the next one
+ * that has any.
+ */
+static dlist_node *
+take_free(DlEngine *engine, int partition, bool want_lock)
+{
+	for (int i = 0; i < DL_NPARTITIONS; i++)
+	{
+		DlPartition *part = &engine->partitions[(partition + i) % DL_NPARTITIONS];
+		dlist_head *list = want_lock ? &part->free_locks : &part->free_leases;
+		dlist_node *node = NULL;
+
+		SpinLockAcquire(&part->mutex);
+		if (!dlist_is_empty(list))
+			node = dlist_pop_head_node(list);
+		SpinLockRelease(&part->mutex);
+		if (node != NULL)
+			return node;
+	}
+	return NULL;
+}
+
+static void
+give_free(DlPartition *part, dlist_head *list, dlist_node *node)
+{
+	SpinLockAcquire(&part->mutex);
+	dlist_push_head(list, node);
+	SpinLockRelease(&part->mutex);
+}
+
+static inline DlPartition *
+partition_of(DlEngine *engine, uint32 hash)
+{
+	return &engine->partitions[dl_partition_of(hash)];
+}
+
+static inline dlist_head *
+lock_bucket(DlEngine *engine, uint32 hash)
+{
+	uint32		i = (hash / DL_NPARTITIONS) & (engine->nbuckets - 1);
+
+	return &partition_of(engine, hash)->locks[i];
+}
+
+static inline dlist_head *
+token_bucket(DlEngine *engine, uint32 hash, int64 token)
+{
+	uint64		mixed = ((uint64) hash ^ (uint64) token) * UINT64CONST(0x9e3779b97f4a7c15);
+
+	return &partition_of(engine, hash)->tokens[(mixed >> 32) & (engine->nbuckets - 1)];
+}
+
+static inline bool
+same_key(const DlKey *a, const DlKey *b)
+{
+	return a->hash == b->hash && a->len == b->len &&
+		a->database == b->database && a->extension == b->extension &&
+		memcmp(a->name, b->name, a->len) == 0;
+}
+
+/* The lock of that key, or null.  A shared partition lock is enough. */
+DlLock *
+dl_engine_find_lock(DlEngine *engine, const DlKey *key)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, lock_bucket(engine, key->hash))
+	{
+		DlLock	   *lock = dlist_container(DlLock, bucket_link, iter.cur);
+
+		if (same_key(&lock->key, key))
+			return lock;
+	}
+	return NULL;
+}
+
+/* There are as many lock records as leases, and the caller has a lease. */
+static DlLock *
+create_lock(DlEngine *engine, const DlRequest *request)
+{
+	const DlKey *key = &request->key;
+	dlist_node *node = take_free(engine, dl_partition_of(key->hash), true);
+	DlLock	   *lock;
+
+	Assert(node != NULL);
+	lock = dlist_container(DlLock, bucket_link, node);
+	lock->key.database = key->database;
+	lock->key.extension = key->extension;
+	lock->key.hash = key->hash;
+	lock->key.len = key->len;
+	memcpy(lock->key.name, key->name, key->len + 1);
+	lock->tokens = request->tokens;
+	dlist_init(&lock->leases);
+	dlist_init(&lock->queue);
+	lock->nleases = lock->nwaiting = lock->nover = lock->nreleasing = 0;
+	dlist_push_head(lock_bucket(engine, key->hash), &lock->bucket_link);
+	return lock;
+}
+
+static void
+drop_lock_if_unused(DlEngine *engine, DlLock *lock)
+{
+	DlPartition *part = partition_of(engine, lock->key.hash);
+
+	if (lock->nleases > 0 || lock->nwaiting > 0 || lock->nover > 0)
+		return;
+	Assert(lock->nreleasing == 0);
+	dlist_delete(&lock->bucket_link);
+	give_free(part, &part->free_locks, &lock->bucket_link);
+}
+
+static void
+leave_backend(DlLease *lease)
+{
+	if (lease->in_backend)
+	{
+		dlist_delete(&lease->backend_link);
+		lease->in_backend = false;
+	}
+}
+
+static void
+join_backend(DlEngine *engine, uint32 hash, DlLease *lease)
+{
+	dlist_push_tail(&engine->backends[lease->backend * DL_NPARTITIONS +
+									  dl_partition_of(hash)],
+					&lease->backend_link);
+	lease->in_backend = true;
+}
+
+/* The record must be linked nowhere but in its backend's list. */
+static void
+free_lease(DlPartition *part, DlLease *lease)
+{
+	leave_backend(lease);
+	lease->state = DL_FREE;
+	lease->lock = NULL;
+	lease->token = 0;
+	lease->serial++;
+	part->nleases--;
+	give_free(part, &part->free_leases, &lease->lock_link);
+}
+
+/* ---- Granting and ending ---- */
+
+static void
+wake(DlEffects *fx, int backend)
+{
+	if (fx->nwakes == DL_MAX_WAKES)
+		dl_effects_wake(fx);
+	fx->wakes[fx->nwakes++] = backend;
+}
+
+/*
+ * Draw a token, 0 if none is left.  Failed draws leave a gap, since next has
+ * moved: the range a later limit opens begins where next then stands.
+ */
+static int64
+draw_token(DlTokens *tokens)
+{
+	uint64		token = pg_atomic_fetch_add_u64(&tokens->next, 1);
+
+	return token <= pg_atomic_read_u64(&tokens->limit) ? (int64) token : 0;
+}
+
+static inline int64
+deadline_after(int64 now, int64 ttl)
+{
+	return ttl == 0 ? DL_FOREVER : now + ttl;
+}
+
+/* Give the lock to a request that is in no list of it. */
+static void
+grant(DlPartition *part, DlLock *lock, DlLease *lease, int64 token, int64 now)
+{
+	lease->state = DL_GRANTED;
+	lease->token = token;
+	lease->deadline = deadline_after(now, lease->ttl);
+	dlist_push_tail(&lock->leases, &lease->lock_link);
+	lock->nleases++;
+	if (lease->ttl > 0)
+		dl_deadline_insert(part, lease);
+}
+
+/* Put a granted lease in force.  Its deadline starts anew. */
+static void
+tell(DlEngine *engine, DlLease *lease, int64 now, TimestampTz wall, DlEffects *fx)
+{
+	uint32		hash = lease->lock->key.hash;
+
+	Assert(lease->state == DL_GRANTED);
+	lease->state = DL_LIVE;
+	lease->deadline = deadline_after(now, lease->ttl);
+	lease->granted_at = wall;
+	dlist_push_head(token_bucket(engine, hash, lease->token), &lease->token_link);
+	if (lease->scope == DL_SCOPE_LEASE)
+		leave_backend(lease);
+	else if (!lease->in_backend)
+		join_backend(engine, hash, lease);
+	fx->deadline = Min(fx->deadline, lease->deadline);
+	partition_of(engine, hash)->counters.acquired++;
+}
+
+/*
+ * End a lease, granted or live.  The caller settles the lock.  A grant not
+ * told yet belongs to a session that will come to look: its record lapses and
+ * stays with it, unless that session itself gives it up (DL_UNDONE).
+ */
+static void
+end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
+{
+	DlLock	   *lock = lease->lock;
+	DlCounters *counters = &part->counters;
+	bool		told = lease->state == DL_LIVE;
+
+	Assert(lease->state == DL_LIVE || lease->state == DL_GRANTED);
+	dlist_delete(&lease->lock_link);
+	lock->nleases--;
+	lock->nreleasing -= lease->nreleasing;
+	lease->nreleasing = 0;
+	if (lease->rank > 0)
+		dl_deadline_remove(part, lease);
+	if (told)
+		dlist_delete(&lease->token_link);
+
+	if (!told && cause != DL_UNDONE)
+	{
+		lease->state = cause == DL_REMOVED ? DL_DROPPED : DL_LAPSED;
+		lease->lock = NULL;
+		counters->lapsed++;
+		wake(fx, lease->backend);
+		return;
+	}
+	switch (cause)
+	{
+		case DL_RELEASED:
+			counters->released++;
+			break;
+		case DL_UNDONE:
+			counters->undone++;
+			break;
+		case DL_EXPIRED:
+			counters->expired++;
+			break;
+		case DL_FORCED:
+			counters->forced++;
+			break;
+		case DL_REMOVED:
+			break;
+	}
+	if (cause == DL_EXPIRED || cause == DL_FORCED)
+	{
+		leave_backend(lease);
+		lease->state = DL_OVER;
+		lease->cause = cause;
+		dlist_push_tail(&part->over, &lease->lock_link);
+		lock->nover++;
+		fx->over = true;
+	}
+	else
+		free_lease(part, lease);
+}
+
+/* Has a request of this mode to wait?  Ends the expired leases in its way. */
+static bool
+is_blocked(DlPartition *part, DlLock *lock, DlMode mode, int64 now, DlEffects *fx)
+{
+	DlLease    *conflict;
+
+	while ((conflict = dl_engine_conflict(lock, mode)) != NULL)
+	{
+		if (conflict->deadline > now)
+			return true;
+		end_lease(conflict, part, DL_EXPIRED, fx);
+	}
+	return false;
+}
+
+/*
+ * When a waiter must look by itself, if nobody wakes it before.
+ *
+ * The head looks at the deadline of the lease in its way; if that one is
+ * gone, something else has still to end, and it looks again.  Any other
+ * waiter looks only to make up for a session ahead of it that has stopped.
+ * The earliest moment at which that can matter is when the one ahead, granted
+ * now, would expire; ahead of a request without TTL there is none.
+ */
+static int64
+timer_of(DlLock *lock, DlLease *lease, int64 now)
+{
+	DlLease    *other;
+
+	if (dlist_head_node(&lock->queue) == &lease->lock_link)
+	{
+		other = dl_engine_conflict(lock, lease->mode);
+		return other == NULL ? now : other->deadline;
+	}
+	other = dlist_container(DlLease, lock_link,
+							dlist_prev_node(&lock->queue, &lease->lock_link));
+	return deadline_after(now, other->ttl == 0 ? 0 : Max(other->ttl, DL_FALLBACK_USECS));
+}
+
+/* Wake a waiter that would otherwise look too late. */
+static void
+check_timer(DlLock *lock, DlLease *lease, int64 now, DlEffects *fx)
+{
+	int64		timer = timer_of(lock, lease, now);
+
+	if (lease->timer > timer)
+	{
+		lease->timer = timer;
+		wake(fx, lease->backend);
+	}
+}
+
+/*
+ * Grant what can be granted, in the order of the queue, and see to the timer
+ * of the head.  Without a token the lock stays free and the head is woken to
+ * reserve some.  The lock is gone afterwards if nothing refers to it.
+ */
+static void
+settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
+{
+	DlPartition *part = partition_of(engine, lock->key.hash);
+
+	while (lock->nwaiting > 0)
+	{
+		DlLease    *head = dlist_head_element(DlLease, lock_link, &lock->queue);
+		int64		token;
+
+		if (is_blocked(part, lock, head->mode, now, fx) ||
+			(token = draw_token(lock->tokens)) == 0)
+		{
+			check_timer(lock, head, now, fx);
+			return;
+		}
+		dlist_delete(&head->lock_link);
+		lock->nwaiting--;
+		part->counters.waited += now - head->since;
+		grant(part, lock, head, token, now);
+		fx->deadline = Min(fx->deadline, head->deadline);
+		wake(fx, head->backend);
+	}
+	drop_lock_if_unused(engine, lock);
+}
+
+/* ---- Requests ---- */
+
+/*
+ * Enter a request.  told: *lease is live.  queued: *lease waits, and its
+ * session must come to dl_engine_look() when woken and at lease->timer, or
+ * leave.  Otherwise *lease is not set and nothing is left behind.
+ */
+DlVerdict
+dl_engine_request(DlEngine *engine, const DlRequest *request,
+				  int64 now, TimestampTz wall, DlLease **result, DlEffects *fx)
+{
+	uint32		hash = request->key.hash;
+	DlPartition *part = partition_of(engine, hash);
+	DlLock	   *lock = dl_engine_find_lock(engine, &request->key);
+	DlLease    *lease;
+	dlist_node *node;
+	bool		wait = false;
+	int64		token = 0;
+
+	if (lock != NULL)
+	{
+		wait = is_blocked(part, lock, request->mode, now, fx);
+		if (lock->nwaiting > 0)
+		{
+			/* Those before us come first, whether or not we conflict. */
+			settle(engine, lock, now, fx);
+			wait = lock->nwaiting > 0 ||
+				dl_engine_conflict(lock, request->mode) != NULL;
+		}
+	}
+	if (wait)
+		part->counters.contended++;
+	if (wait && !request->may_wait)
+	{
+		part->counters.timeouts++;
+		return DL_BUSY;
+	}
+
+	node = take_free(engine, dl_partition_of(hash), false);
+	if (node == NULL)
+	{
+		if (lock != NULL)
+			drop_lock_if_unused(engine, lock);
+		return DL_FULL;
+	}
+	if (!wait && (token = draw_token(request->tokens)) == 0)
+	{
+		give_free(part, &part->free_leases, node);
+		if (lock != NULL)
+			drop_lock_if_unused(engine, lock);
+		return DL_NO_TOKEN;
+	}
+	if (lock == NULL)
+		lock = create_lock(engine, request);
+
+	lease = dlist_container(DlLease, lock_link, node);
+	part->nleases++;
+	lease->lock = lock;
+	lease->mode = request->mode;
+	lease->scope = request->scope;
+	lease->ttl = request->ttl;
+	lease->token = 0;
+	lease->renewals = 0;
+	lease->nreleasing = 0;
+	lease->rank = 0;
+	lease->in_backend = false;
+	lease->backend = request->backend;
+	lease->generation = request->generation;
+	lease->pid = request->pid;
+	lease->owner = request->owner;
+	strcpy(lease->holder, request->holder);
+	*result = lease;
+
+	if (!wait)
+	{
+		grant(part, lock, lease, token, now);
+		tell(engine, lease, now, wall, fx);
+		return DL_TOLD;
+	}
+	lease->state = DL_WAITING;
+	lease->since = now;
+	dlist_push_tail(&lock->queue, &lease->lock_link);
+	lock->nwaiting++;
+	join_backend(engine, hash, lease);
+	lease->timer = timer_of(lock, lease, now);
+	return DL_QUEUED;
+}
+
+/*
+ * A session comes to see what became of its queued request.  again and gone:
+ * the record is still the session's, to be given back by dl_engine_leave().
+ */
+DlVerdict
+dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
+			   int64 now, TimestampTz wall, DlEffects *fx)
+{
+	DlPartition *part = &engine->partitions[partition];
+
+	if (lease->state == DL_WAITING)
+		settle(engine, lease->lock, now, fx);
+
+	if (lease->state == DL_GRANTED && lease->deadline <= now)
+	{
+		DlLock	   *lock = lease->lock;
+
+		end_lease(lease, part, DL_EXPIRED, fx);
+		settle(engine, lock, now, fx);
+	}
+	switch (lease->state)
+	{
+		case DL_GRANTED:
+			tell(engine, lease, now, wall, fx);
+			return DL_TOLD;
+		case DL_WAITING:
+			if (dl_engine_conflict(lease->lock,
+								   dlist_head_element(DlLease, lock_link,
+													  &lease->lock->queue)->mode) == NULL)
+				return DL_NO_TOKEN;
+			lease->timer = timer_of(lease->lock, lease, now);
+			return DL_QUEUED;
+		case DL_LAPSED:
+			return DL_AGAIN;
+		default:
+			Assert(lease->state == DL_DROPPED);
+			return DL_GONE;
+	}
+}
+
+/*
+ * A session gives up its queued request, or the grant it has not been told
+ * of.  The record is gone afterwards.
+ */
+void
+dl_engine_leave(DlEngine *engine, int partition, DlLease *lease, int64 now,
+				DlEffects *fx)
+{
+	DlPartition *part = &engine->partitions[partition];
+	DlLock	   *lock = lease->lock;
+	DlLease    *next = NULL;
+
+	if (lease->state == DL_GRANTED)
+	{
+		dl_engine_end(engine, lease, DL_UNDONE, now, fx);
+		return;
+	}
+	if (lease->state == DL_WAITING)
+	{
+		if (dlist_has_next(&lock->queue, &lease->lock_link))
+			next = dlist_container(DlLease, lock_link,
+								   dlist_next_node(&lock->queue, &lease->lock_link));
+		dlist_delete(&lease->lock_link);
+		lock->nwaiting--;
+		part->counters.waited += now - lease->since;
+		if (next != NULL)
+			check_timer(lock, next, now, fx);
+		settle(engine, lock, now, fx);
+	}
+	else
+		Assert(lease->state == DL_LAPSED || lease->state == DL_DROPPED);
+	free_lease(part, lease);
+}
+
+/* ---- Leases ---- */
+
+/* The live lease of this lock under this token, or null. */
+DlLease *
+dl_engine_find(DlEngine *engine, const DlKey *key, int64 token, int64 now,
+			   DlEffects *fx)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, token_bucket(engine, key->hash, token))
+	{
+		DlLease    *lease = dlist_container(DlLease, token_link, iter.cur);
+
+		if (lease->token != token || !same_key(&lease->lock->key, key))
+			continue;
+		if (lease->deadline > now)
+			return lease;
+		dl_engine_end(engine, lease, DL_EXPIRED, now, fx);
+		return NULL;
+	}
+	return NULL;
+}
+
+/* Start a live lease's time anew, with this TTL. */
+void
+dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl, int64 now,
+				DlEffects *fx)
+{
+	DlPartition *part = partition_of(engine, lease->lock->key.hash);
+	int64		before = lease->deadline;
+
+	Assert(lease->state == DL_LIVE && before > now);
+	lease->ttl = ttl;
+	lease->deadline = deadline_after(now, ttl);
+	lease->renewals++;
+	part->counters.renewed++;
+	if (lease->rank > 0 && lease->deadline < lease->key)
+		dl_deadline_remove(part, lease);
+	if (lease->rank == 0 && ttl > 0)
+		dl_deadline_insert(part, lease);
+	if (lease->deadline < before)
+	{
+		fx->deadline = Min(fx->deadline, lease->deadline);
+		settle(engine, lease->lock, now, fx);
+	}
+}
+
+/* End a lease that is granted or live, and hand the lock on. */
+void
+dl_engine_end(DlEngine *engine, DlLease *lease, DlCause cause, int64 now,
+			  DlEffects *fx)
+{
+	DlLock	   *lock = lease->lock;
+
+	end_lease(lease, partition_of(engine, lock->key.hash), cause, fx);
+	settle(engine, lock, now, fx);
+}
+
+/*
+ * End what has expired in this partition, looking at no more than "most"
+ * leases.  Returns how many it looked at.
+ */
+int
+dl_engine_sweep(DlEngine *engine, int partition, int64 now, int most,
+				DlEffects *fx)
+{
+	DlPartition *part = &engine->partitions[partition];
+	int			n = 0;
+
+	while (n < most && part->deadlines != NULL && part->deadlines->key <= now)
+	{
+		DlLease    *lease = part->deadlines;
+
+		n++;
+		if (lease->deadline <= now)
+			dl_engine_end(engine, lease, DL_EXPIRED, now, fx);
+		else
+		{
+			dl_deadline_remove(part, lease);
+			if (lease->deadline < DL_FOREVER)
+				dl_deadline_insert(part, lease);
+		}
+	}
+	part->counters.swept += n;
+	return n;
+}
+
+/*
+ * No lease of this partition expires before this; DL_FOREVER when none will.
+ * A shared partition lock is enough.
+ */
+int64
+dl_engine_next_deadline(DlEngine *engine, int partition)
+{
+	DlLease    *root = engine->partitions[partition].deadlines;
+
+	return root == NULL ? DL_FOREVER : root->key;
+}
+
+/*
+ * Take one ended lease that waits to be logged: copies it and the key of its
+ * lock, and frees it.  Returns false when there is none.
+ */
+bool
+dl_engine_take_over(DlEngine *engine, int partition, DlLease *copy, DlKey *key)
+{
+	DlPartition *part = &engine->partitions[partition];
+	DlLease    *lease;
+	DlLock	   *lock;
+
+	if (dlist_is_empty(&part->over))
+		return false;
+	lease = dlist_container(DlLease, lock_link, dlist_pop_head_node(&part->over));
+	lock = lease->lock;
+	*copy = *lease;
+	*key = lock->key;
+	lock->nover--;
+	free_lease(part, lease);
+	drop_lock_if_unused(engine, lock);
+	return true;
+}
+
+/*
+ * End what a backend has in this partition: its leases of session and
+ * transaction scope, and its request, queued or granted.
+ */
+void
+dl_engine_end_backend(DlEngine *engine, int partition, int backend, int64 now,
+					  DlEffects *fx)
+{
+	dlist_head *list = &engine->backends[backend * DL_NPARTITIONS + partition];
+
+	/* Settling a lock may end other leases of the list: begin anew each time. */
+	while (!dlist_is_empty(list))
+	{
+		DlLease    *lease = dlist_head_element(DlLease, backend_link, list);
+
+		if (lease->state == DL_LIVE)
+			dl_engine_end(engine, lease, DL_RELEASED, now, fx);
+		else
+			dl_engine_leave(engine, partition, lease, now, fx);
+	}
+}
+
+/*
+ * The extension, or with an invalid "extension" the whole database, has been
+ * dropped: end all its leases and turn away those who wait.
+ */
+void
+dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
+				 int64 now, DlEffects *fx)
+{
+	DlPartition *part = &engine->partitions[partition];
+
+	for (uint32 i = 0; i < engine->nbuckets; i++)
+	{
+		dlist_mutable_iter iter;
+
+		dlist_foreach_modify(iter, &part->locks[i])
+		{
+			DlLock	   *lock = dlist_container(DlLock, bucket_link, iter.cur);
+
+			if (lock->key.database != database ||
+				(OidIsValid(extension) && lock->key.extension != extension))
+				continue;
+			while (lock->nwaiting > 0)
+			{
+				DlLease    *lease = dlist_container(DlLease, lock_link,
+													dlist_pop_head_node(&lock->queue));
+
+				lock->nwaiting--;
+				lease->state = DL_DROPPED;
+				lease->lock = NULL;
+				wake(fx, lease->backend);
+			}
+			while (lock->nleases > 0)
+				end_lease(dlist_head_element(DlLease, lock_link, &lock->leases),
+						  part, DL_REMOVED, fx);
+			drop_lock_if_unused(engine, lock);
+		}
+	}
+}

@@ -1,0 +1,550 @@
+/*-------------------------------------------------------------------------
+ *
+ * lease.c
+ *	  Leases as a session sees them: the engine, plus waiting and errors.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "distlock.h"
+#include "lease.h"
+#include "session.h"
+#include "shmem.h"
+#include "token.h"
+#include "transaction.h"
+
+/* Leases looked at in one go, so that a partition is never locked for long. */
+#define SWEEP_BATCH 64
+
+/*
+ * The request this session has in a queue, or has been granted but not told
+ * of.  Whatever ends the wait early ends in dl_lease_abandon_wait().
+ */
+static DlLease *waiting = NULL;
+static int	waiting_partition;
+
+/* What a person is told of the lease in the way. */
+typedef struct Obstacle
+{
+	int64		token;			/* 0: a queue only, or a grant not told yet */
+	int64		remaining;		/* microseconds, DL_FOREVER without TTL */
+	int			pid;			/* 0: its session is gone */
+	int			nleases;
+	int			nwaiting;
+	char		holder[DL_HOLDER_MAX + 1];
+} Obstacle;
+
+/* Needs the partition locked, shared at least.  The lock may be null. */
+static void
+describe(const DlLock *lock, int64 now, Obstacle *obstacle)
+{
+	memset(obstacle, 0, sizeof(Obstacle));
+	if (lock == NULL)
+		return;
+	obstacle->nleases = lock->nleases;
+	obstacle->nwaiting = lock->nwaiting;
+	if (lock->nleases > 0)
+	{
+		const DlLease *lease = dlist_container(DlLease, lock_link,
+											   lock->leases.head.next);
+
+		if (lease->state == DL_LIVE)
+			obstacle->token = lease->token;
+		obstacle->remaining = lease->deadline == DL_FOREVER ?
+			DL_FOREVER : Max(lease->deadline - now, 0);
+		if (dl_session_is_live(lease->backend, lease->generation))
+			obstacle->pid = lease->pid;
+		strcpy(obstacle->holder, lease->holder);
+	}
+}
+
+/* The obstacle as a sentence or two, for an errdetail. */
+static char *
+obstacle_text(const Obstacle *obstacle)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (obstacle->nleases == 0)
+		appendStringInfoString(&buf, _("Nobody holds the lock now."));
+	else
+	{
+		if (obstacle->token == 0)
+			appendStringInfo(&buf, _("The lock has just been granted to \"%s\""),
+							 obstacle->holder);
+		else
+			appendStringInfo(&buf, _("The lock is held by \"%s\" under token %lld"),
+							 obstacle->holder, (long long) obstacle->token);
+		if (obstacle->pid != 0)
+			appendStringInfo(&buf, _(", process %d"), obstacle->pid);
+		if (obstacle->remaining == DL_FOREVER)
+			appendStringInfoString(&buf, _(", with no time to live."));
+		else
+			appendStringInfo(&buf, _(", for another %lld ms."),
+							 (long long) ((obstacle->remaining + 999) / 1000));
+		if (obstacle->nleases > 1)
+			appendStringInfo(&buf, _(" There are %d more holders."),
+							 obstacle->nleases - 1);
+	}
+	if (obstacle->nwaiting > 0)
+		appendStringInfo(&buf, _(" Sessions waiting for it: %d."), obstacle->nwaiting);
+	return buf.data;
+}
+
+/* ---- Ended leases ---- */
+
+/*
+ * Log the leases of this partition that ended other than by release.  May
+ * throw (as any logging may); needs no LWLock held.
+ */
+void
+dl_log_over(int partition)
+{
+	for (;;)
+	{
+		DlEffects	fx = DL_NO_EFFECTS;
+		DlLease		lease;
+		DlKey		key;
+		bool		found;
+
+		dl_partition_lock(partition, LW_EXCLUSIVE);
+		found = dl_engine_take_over(dl_shared->engine, partition, &lease, &key);
+		dl_partition_unlock(partition, &fx);
+		if (!found)
+			return;
+		if (lease.cause == DL_FORCED)
+			ereport(LOG_SERVER_ONLY,
+					(errmsg("lease of lock \"%s\" was ended by distlock_force_release()", key.name),
+					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u.",
+							   (long long) lease.token, lease.holder, lease.pid,
+							   lease.owner, key.database)));
+		else if (dl_log_expirations)
+			ereport(LOG_SERVER_ONLY,
+					(errmsg("lease of lock \"%s\" expired", key.name),
+					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u.",
+							   (long long) lease.token, lease.holder, lease.pid,
+							   lease.owner, key.database)));
+	}
+}
+
+/* As dl_partition_unlock(), then log what the engine has ended. */
+static void
+unlock_and_log(int partition, DlEffects *fx)
+{
+	bool		over = fx->over;
+
+	dl_partition_unlock(partition, fx);
+	fx->over = false;
+	if (over)
+		dl_log_over(partition);
+}
+
+/*
+ * End and log all that has expired.  May throw (as any logging may); needs no
+ * LWLock held.
+ */
+void
+dl_lease_sweep(void)
+{
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		int			looked_at;
+
+		do
+		{
+			DlEffects	fx = DL_NO_EFFECTS;
+
+			dl_partition_lock(p, LW_EXCLUSIVE);
+			looked_at = dl_engine_sweep(dl_shared->engine, p, dl_now(),
+										SWEEP_BATCH, &fx);
+			dl_partition_unlock(p, &fx);
+			dl_log_over(p);
+		} while (looked_at == SWEEP_BATCH);
+	}
+}
+
+/*
+ * The extension, or with an invalid "extension" the whole database, has been
+ * dropped.  Cannot throw.
+ */
+void
+dl_lease_remove(Oid database, Oid extension)
+{
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		DlEffects	fx = DL_NO_EFFECTS;
+
+		dl_partition_lock(p, LW_EXCLUSIVE);
+		dl_engine_remove(dl_shared->engine, p, database, extension, dl_now(), &fx);
+		dl_partition_unlock(p, &fx);
+	}
+}
+
+/* ---- Acquire ---- */
+
+/*
+ * Leave the queue, or give back a grant not told yet.  Called when the
+ * (sub)transaction aborts or the session ends; cannot throw.
+ */
+void
+dl_lease_abandon_wait(void)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	DlLease    *lease = waiting;
+
+	if (lease == NULL)
+		return;
+	waiting = NULL;
+	dl_partition_lock(waiting_partition, LW_EXCLUSIVE);
+	dl_engine_leave(dl_shared->engine, waiting_partition, lease, dl_now(), &fx);
+	dl_partition_unlock(waiting_partition, &fx);
+	if (fx.over)
+		dl_wake_worker();		/* it logs, we cannot */
+}
+
+/* Sleep until woken or until a deadline passes.  May throw on interrupts. */
+static void
+sleep_until(int64 deadline)
+{
+	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+	long		timeout = -1;
+
+	CHECK_FOR_INTERRUPTS();
+	if (deadline < DL_FOREVER)
+	{
+		int64		usecs = Max(deadline - dl_now(), 0);
+
+		events |= WL_TIMEOUT;
+		timeout = (long) Min((usecs + 999) / 1000, INT_MAX);
+	}
+	(void) WaitLatch(MyLatch, events, timeout, dl_acquire_wait_event());
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+static void
+wait_is_over(const DlKey *key, bool lock_timeout, const Obstacle *obstacle)
+{
+	if (lock_timeout)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("canceling statement due to lock timeout"),
+				 errdetail("%s", obstacle_text(obstacle)),
+				 errcontext("while acquiring lock \"%s\"", key->name)));
+	ereport(ERROR,
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+			 errmsg("could not obtain lock \"%s\"", key->name),
+			 errdetail("%s", obstacle_text(obstacle))));
+}
+
+/*
+ * Acquire a lease.  The request comes filled in but for its tokens and the
+ * session.  "wait" is the longest wait in microseconds, negative for no limit.
+ *
+ * Returns the token; 0 when the wait is over and "try" is set.  Otherwise
+ * throws, and leaves nothing behind.  The lease is undone if the transaction
+ * aborts later.
+ */
+int64
+dl_lease_acquire(const DlExtension *extension, DlRequest *request,
+				 int64 wait, bool try)
+{
+	DlEngine   *engine = dl_shared->engine;
+	int			partition = dl_partition_of(request->key.hash);
+	int64		now;
+	int64		wait_end;
+	int64		lock_timeout_end = DL_FOREVER;
+	bool		swept = false;
+
+	request->backend = dl_my_backend();
+	request->generation = dl_session_start();
+	request->pid = MyProcPid;
+	request->tokens = dl_token_supply(extension);
+	dl_txn_reserve(1);
+
+	now = dl_now();
+	wait_end = wait < 0 || wait > DL_FOREVER - now ? DL_FOREVER : now + wait;
+	if (LockTimeout > 0)
+		lock_timeout_end = now + LockTimeout * INT64CONST(1000);
+	request->may_wait = wait != 0;
+
+	for (;;)
+	{
+		DlEffects	fx = DL_NO_EFFECTS;
+		DlLease    *lease = waiting;
+		DlVerdict	verdict;
+		int64		timer = 0;
+		int64		token = 0;
+		Obstacle	obstacle;
+		bool		over = false;
+		bool		self = false;
+
+		dl_partition_lock(partition, LW_EXCLUSIVE);
+		now = dl_now();
+		if (lease == NULL)
+		{
+			DlLock	   *lock = dl_engine_find_lock(engine, &request->key);
+
+			self = lock != NULL && dl_txn_releases_lock(lock);
+			verdict = self ? DL_BUSY :
+				dl_engine_request(engine, request, now, GetCurrentTimestamp(),
+								  &lease, &fx);
+		}
+		else
+			verdict = dl_engine_look(engine, partition, lease, now,
+									 GetCurrentTimestamp(), &fx);
+
+		/* We are granted, or else it is time to look at the clock. */
+		switch (verdict)
+		{
+			case DL_TOLD:
+				dl_txn_acquired(lease);
+				token = lease->token;
+				waiting = NULL;
+				break;
+			case DL_QUEUED:
+				waiting = lease;
+				waiting_partition = partition;
+				timer = lease->timer;
+				over = now >= wait_end || now >= lock_timeout_end;
+				if (over)
+				{
+					describe(lease->lock, now, &obstacle);
+					obstacle.nwaiting--;	/* not us */
+					engine->partitions[partition].counters.timeouts++;
+				}
+				break;
+			case DL_BUSY:
+				over = true;
+				if (!try)
+					describe(dl_engine_find_lock(engine, &request->key), now, &obstacle);
+				break;
+			case DL_AGAIN:
+				/* We came too late; join the queue again, if there is time. */
+				request->may_wait = now < wait_end;
+				over = false;
+				/* fall through */
+			case DL_GONE:
+				waiting = NULL;
+				dl_engine_leave(engine, partition, lease, now, &fx);
+				break;
+			case DL_NO_TOKEN:
+			case DL_FULL:
+				break;
+		}
+		if (over && waiting != NULL)
+		{
+			waiting = NULL;
+			dl_engine_leave(engine, partition, lease, now, &fx);
+		}
+		unlock_and_log(partition, &fx);
+
+		if (token != 0)
+			return token;
+		if (self)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot acquire lock \"%s\" in the transaction that releases it",
+							request->key.name),
+					 errdetail("The release takes effect when this transaction commits."),
+					 errhint("Commit first.")));
+		if (over)
+		{
+			if (try && now < lock_timeout_end)
+				return 0;
+			wait_is_over(&request->key, now >= lock_timeout_end, &obstacle);
+		}
+		switch (verdict)
+		{
+			case DL_QUEUED:
+				sleep_until(Min(timer, Min(wait_end, lock_timeout_end)));
+				break;
+			case DL_NO_TOKEN:
+				dl_token_reserve(extension);
+				break;
+			case DL_GONE:
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("extension distlock was dropped while waiting for lock \"%s\"",
+								request->key.name)));
+				break;
+			case DL_FULL:
+				if (swept)
+					ereport(ERROR,
+							(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+							 errmsg("too many leases"),
+							 errdetail("%d leases are held or waited for.", dl_max_leases),
+							 errhint("Increase \"distlock.max_leases\" and restart the server, or release leases.")));
+				dl_lease_sweep();
+				swept = true;
+				break;
+			default:
+				break;
+		}
+	}
+}
+
+/* ---- Live leases ---- */
+
+/*
+ * Find the live lease of this name and token, and return with its partition
+ * locked, whether or not there is one.  Throws 42501, without the lock, when
+ * the current role lacks the privileges of the lease's owner.
+ */
+static DlLease *
+lock_lease(const DlKey *key, int64 token, int64 *now, DlEffects *fx)
+{
+	int			partition = dl_partition_of(key->hash);
+	Oid			vetted = GetUserId();
+
+	for (;;)
+	{
+		DlLease    *lease;
+		Oid			owner;
+
+		dl_partition_lock(partition, LW_EXCLUSIVE);
+		*now = dl_now();
+		lease = dl_engine_find(dl_shared->engine, key, token, *now, fx);
+		if (lease == NULL || lease->owner == vetted)
+			return lease;
+		owner = lease->owner;
+		unlock_and_log(partition, fx);
+
+		/* This reads catalogs, so not under the lock. */
+		if (!has_privs_of_role(GetUserId(), owner))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied for lease of lock \"%s\"", key->name),
+					 errdetail("The lease under token %lld was acquired by role \"%s\".",
+							   (long long) token, GetUserNameFromId(owner, true))));
+		vetted = owner;
+	}
+}
+
+/*
+ * Renew a lease.  A ttl of 0 means the one it has.  Returns what is left in
+ * microseconds, DL_FOREVER without TTL.  Throws LK001 when there is no such
+ * lease any more, 42501 when it is somebody else's.
+ */
+int64
+dl_lease_renew(const DlKey *key, int64 token, int64 ttl)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	int			partition = dl_partition_of(key->hash);
+	int64		now;
+	int64		remaining;
+	DlLease    *lease;
+	Obstacle	obstacle;
+	bool		releasing;
+
+	lease = lock_lease(key, token, &now, &fx);
+	releasing = lease != NULL && dl_txn_releases(lease);
+	if (lease != NULL && !releasing)
+	{
+		dl_engine_renew(dl_shared->engine, lease, ttl == 0 ? lease->ttl : ttl, now, &fx);
+		remaining = lease->deadline == DL_FOREVER ? DL_FOREVER : lease->ttl;
+		unlock_and_log(partition, &fx);
+		return remaining;
+	}
+
+	dl_shared->engine->partitions[partition].counters.lost++;
+	describe(dl_engine_find_lock(dl_shared->engine, key), now, &obstacle);
+	unlock_and_log(partition, &fx);
+	ereport(ERROR,
+			(errcode(ERRCODE_DISTLOCK_LEASE_LOST),
+			 errmsg("lease of lock \"%s\" under token %lld is lost", key->name, (long long) token),
+			 errdetail("%s", releasing ?
+					   _("This transaction has released it.") : obstacle_text(&obstacle)),
+			 errhint("Stop the work that relied on it, and acquire the lock again for a new token.")));
+}
+
+/*
+ * Release a lease at the commit of this transaction.  Returns false when there
+ * is no such lease any more; throws 42501 when it is somebody else's.
+ */
+bool
+dl_lease_release(const DlKey *key, int64 token)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	int64		now;
+	DlLease    *lease;
+	bool		ours;
+
+	dl_session_start();
+	dl_txn_reserve(1);
+	lease = lock_lease(key, token, &now, &fx);
+	ours = lease != NULL && !dl_txn_releases(lease);
+	if (ours)
+		dl_txn_release(lease, false);
+	unlock_and_log(dl_partition_of(key->hash), &fx);
+	return ours;
+}
+
+/* Is this token good right now?  Any role may ask. */
+bool
+dl_lease_check(const DlKey *key, int64 token)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	int			partition = dl_partition_of(key->hash);
+	DlLease    *lease;
+	bool		good;
+
+	dl_partition_lock(partition, LW_EXCLUSIVE);
+	lease = dl_engine_find(dl_shared->engine, key, token, dl_now(), &fx);
+	good = lease != NULL && !dl_txn_releases(lease);
+	unlock_and_log(partition, &fx);
+	return good;
+}
+
+/*
+ * End every lease that the lock has now, at the commit of this transaction.
+ * Returns how many; those this transaction releases already do not count.
+ */
+int
+dl_lease_force_release(const DlKey *key)
+{
+	int			partition = dl_partition_of(key->hash);
+	int			room = 1;
+
+	dl_session_start();
+	for (;;)
+	{
+		DlEffects	fx = DL_NO_EFFECTS;
+		DlLock	   *lock;
+		int			nleases = 0;
+		int			nforced = 0;
+		int64		now;
+		dlist_iter	iter;
+
+		dl_txn_reserve(room);
+		dl_partition_lock(partition, LW_EXCLUSIVE);
+		now = dl_now();
+		lock = dl_engine_find_lock(dl_shared->engine, key);
+		if (lock != NULL)
+			nleases = lock->nleases;
+		if (nleases > 0 && nleases <= room)
+		{
+			dlist_foreach(iter, &lock->leases)
+			{
+				DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
+
+				if (lease->deadline <= now || dl_txn_releases(lease))
+					continue;
+				dl_txn_release(lease, true);
+				nforced++;
+			}
+		}
+		dl_partition_unlock(partition, &fx);
+		if (nleases <= room)
+			return nforced;
+		room = nleases;
+	}
+}

@@ -1,0 +1,27 @@
+/*-------------------------------------------------------------------------
+ *
+ * lease.h
+ *	  Leases as a session sees them: the engine, plus waiting and errors.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DISTLOCK_LEASE_H
+#define DISTLOCK_LEASE_H
+
+#include "engine.h"
+#include "extension.h"
+
+#define ERRCODE_DISTLOCK_LEASE_LOST	MAKE_SQLSTATE('L','K','0','0','1')
+
+extern int64 dl_lease_acquire(const DlExtension *extension, DlRequest *request,
+							  int64 wait, bool try);
+extern int64 dl_lease_renew(const DlKey *key, int64 token, int64 ttl);
+extern bool dl_lease_release(const DlKey *key, int64 token);
+extern bool dl_lease_check(const DlKey *key, int64 token);
+extern int	dl_lease_force_release(const DlKey *key);
+extern void dl_lease_abandon_wait(void);
+extern void dl_lease_remove(Oid database, Oid extension);
+extern void dl_lease_sweep(void);
+extern void dl_log_over(int partition);
+
+#endif							/* DISTLOCK_LEASE_H */

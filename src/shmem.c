@@ -1,0 +1,162 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.c
+ *	  Shared memory: its size, its layout, and how its locks are taken.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <time.h>
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+
+#include "compat.h"
+#include "distlock.h"
+#include "shmem.h"
+
+DlShared   *dl_shared = NULL;
+
+static shmem_request_hook_type previous_request_hook = NULL;
+static shmem_startup_hook_type previous_startup_hook = NULL;
+
+/* One slot per database that uses distlock; max_leases sizes this too. */
+static int
+database_count(void)
+{
+	return Max(64, dl_max_leases / 16);
+}
+
+static Size
+shared_size(void)
+{
+	return MAXALIGN(sizeof(DlShared)) +
+		MAXALIGN(database_count() * sizeof(DlDatabase)) +
+		MAXALIGN(MaxBackends * sizeof(DlSession)) +
+		dl_engine_size(dl_max_leases, MaxBackends);
+}
+
+static void
+shmem_request(void)
+{
+	if (previous_request_hook)
+		previous_request_hook();
+	RequestAddinShmemSpace(shared_size());
+	RequestNamedLWLockTranche("distlock", DL_NPARTITIONS);
+	RequestNamedLWLockTranche("distlock_token", 1);
+}
+
+/* Runs at every start, also after the crash of a backend. */
+static void
+shmem_startup(void)
+{
+	bool		found;
+	char	   *memory;
+
+	if (previous_startup_hook)
+		previous_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	memory = ShmemInitStruct("distlock", shared_size(), &found);
+	dl_shared = (DlShared *) memory;
+	if (!found)
+	{
+		memset(dl_shared, 0, sizeof(DlShared));
+		dl_shared->partition_locks = GetNamedLWLockTranche("distlock");
+		dl_shared->token_lock = &GetNamedLWLockTranche("distlock_token")->lock;
+		pg_atomic_init_u32(&dl_shared->worker_asleep, 0);
+		memory += MAXALIGN(sizeof(DlShared));
+
+		dl_shared->ndatabases = database_count();
+		dl_shared->databases = (DlDatabase *) memory;
+		for (int i = 0; i < dl_shared->ndatabases; i++)
+		{
+			DlDatabase *database = &dl_shared->databases[i];
+
+			database->database = database->extension = InvalidOid;
+			pg_atomic_init_u64(&database->tokens.next, 1);
+			pg_atomic_init_u64(&database->tokens.limit, 0);
+		}
+		memory += MAXALIGN(database_count() * sizeof(DlDatabase));
+
+		dl_shared->sessions = (DlSession *) memory;
+		memset(dl_shared->sessions, 0, MaxBackends * sizeof(DlSession));
+		memory += MAXALIGN(MaxBackends * sizeof(DlSession));
+
+		dl_shared->engine = (DlEngine *) memory;
+		dl_engine_init(dl_shared->engine, dl_max_leases, MaxBackends);
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* Called from _PG_init while the server preloads us. */
+void
+dl_shmem_init(void)
+{
+	previous_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	previous_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+}
+
+/* Microseconds on the clock of all deadlines.  Cannot throw. */
+int64
+dl_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64) now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000;
+}
+
+/* Holds off interrupts until dl_partition_unlock(). */
+void
+dl_partition_lock(int partition, LWLockMode mode)
+{
+	LWLockAcquire(&dl_shared->partition_locks[partition].lock, mode);
+}
+
+/*
+ * Give up the partition lock, then wake whom the engine wants woken.  Cannot
+ * throw.  Ended leases are left to be logged by dl_log_over(), by the caller
+ * or, where nothing may throw, by the worker.
+ */
+void
+dl_partition_unlock(int partition, DlEffects *fx)
+{
+	LWLockRelease(&dl_shared->partition_locks[partition].lock);
+	dl_effects_wake(fx);
+	if (fx->deadline < DL_FOREVER &&
+		pg_atomic_read_u32(&dl_shared->worker_asleep) != 0)
+		dl_wake_worker();
+}
+
+/* See engine.h.  Cannot throw. */
+void
+dl_effects_wake(DlEffects *fx)
+{
+	for (int i = 0; i < fx->nwakes; i++)
+		SetLatch(&ProcGlobal->allProcs[fx->wakes[i]].procLatch);
+	fx->nwakes = 0;
+}
+
+/* Have the worker look at the deadlines and at the leases to be logged. */
+void
+dl_wake_worker(void)
+{
+	Latch	   *latch = dl_shared->worker_latch;
+
+	pg_atomic_write_u32(&dl_shared->worker_asleep, 0);
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+/* Is the session that made a request still there?  Needs no lock. */
+bool
+dl_session_is_live(int backend, uint32 generation)
+{
+	return dl_shared->sessions[backend].generation == generation;
+}

@@ -1,0 +1,64 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *	  What distlock keeps in shared memory, and who may touch it.
+ *
+ * dl_shared is set in every process of a server that preloads the library and
+ * never changes after the start of the server.
+ *
+ *	engine		each partition under its own LWLock, see engine.h
+ *	databases	a slot's database, extension and relations under the token
+ *				lock; a slot's tokens are atomics
+ *	sessions	written by the backend whose slot it is; read by anyone, who
+ *				may find a session that has just ended
+ *	worker_*	see worker.c
+ *
+ * Lock order: token lock, then partition locks in ascending order.  While a
+ * partition is locked no other kind of lock is taken but the spinlocks of the
+ * engine's free lists, nothing is allocated, nothing can throw and nothing
+ * sleeps.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DISTLOCK_SHMEM_H
+#define DISTLOCK_SHMEM_H
+
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+
+#include "engine.h"
+
+typedef struct DlDatabase
+{
+	Oid			database;		/* InvalidOid: the slot is free */
+	Oid			extension;		/* whose relations hold the token limit */
+	DlTokens	tokens;
+} DlDatabase;
+
+typedef struct DlSession
+{
+	uint32		generation;		/* changes when a session starts or ends */
+} DlSession;
+
+typedef struct DlShared
+{
+	LWLockPadded *partition_locks;
+	LWLock	   *token_lock;
+	DlEngine   *engine;
+	DlSession  *sessions;		/* by backend */
+	DlDatabase *databases;
+	int			ndatabases;
+	pg_atomic_uint32 worker_asleep;
+	Latch	   *worker_latch;	/* null while no worker runs */
+} DlShared;
+
+extern PGDLLIMPORT DlShared *dl_shared;
+
+extern void dl_shmem_init(void);
+extern int64 dl_now(void);
+extern void dl_partition_lock(int partition, LWLockMode mode);
+extern void dl_partition_unlock(int partition, DlEffects *fx);
+extern void dl_wake_worker(void);
+extern bool dl_session_is_live(int backend, uint32 generation);
+
+#endif							/* DISTLOCK_SHMEM_H */

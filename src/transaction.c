@@ -1,0 +1,328 @@
+/*-------------------------------------------------------------------------
+ *
+ * transaction.c
+ *	  What this transaction acquired and will release.
+ *
+ * An acquire takes effect at once and is undone with its (sub)transaction; a
+ * release takes effect when its transaction has committed.  Both are noted
+ * here as actions, a stack in which those of the innermost subtransaction are
+ * on top.
+ *
+ * The end of a transaction is noted in the transaction callback and acted on
+ * in the first resource release callback after the heavyweight locks are
+ * gone.  Before that, a successor we wake could find our table locks held, or
+ * miss the catalog invalidations we have not sent yet.  Nothing there throws,
+ * allocates, or takes anything but LWLocks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#include "lease.h"
+#include "shmem.h"
+#include "token.h"
+#include "transaction.h"
+
+typedef enum ActionKind
+{
+	ACTION_ACQUIRED,
+	ACTION_RELEASE,
+	ACTION_FORCE_RELEASE,
+	ACTION_REMOVE,				/* a dropped extension or database */
+} ActionKind;
+
+typedef struct Action
+{
+	ActionKind	kind;
+	int			nest_level;		/* of the transaction it belongs to */
+	int			partition;
+	DlLease    *lease;
+	uint64		serial;			/* the lease is ours while it has this one */
+	Oid			database;		/* to be removed */
+	Oid			extension;		/* likewise; invalid: all of the database */
+} Action;
+
+typedef enum Outcome
+{
+	OUTCOME_OPEN,
+	OUTCOME_COMMITTED,
+	OUTCOME_ABORTED,
+} Outcome;
+
+static Action *actions = NULL;	/* lives as long as the session */
+static int	nactions = 0;
+static int	max_actions = 0;
+static int	nreleases = 0;		/* of them, ACTION_(FORCE_)RELEASE */
+static Outcome outcome = OUTCOME_OPEN;
+
+/* Above this many, memory is given back before the next transaction's use. */
+#define KEEP_ACTIONS 1024
+
+/*
+ * Make room for n actions, so that noting them cannot throw.  Throws when out
+ * of memory.
+ */
+void
+dl_txn_reserve(int n)
+{
+	int			wanted = Max(max_actions, 64);
+
+	if (nactions == 0 && max_actions > KEEP_ACTIONS)
+	{
+		pfree(actions);
+		actions = NULL;
+		max_actions = 0;
+		wanted = 64;
+	}
+	while (wanted - nactions < n)
+		wanted *= 2;
+	if (wanted == max_actions)
+		return;
+	if (actions == NULL)
+		actions = MemoryContextAllocHuge(TopMemoryContext, wanted * sizeof(Action));
+	else
+		actions = repalloc_huge(actions, wanted * sizeof(Action));
+	max_actions = wanted;
+}
+
+static Action *
+push(ActionKind kind)
+{
+	Action	   *action = &actions[nactions++];
+
+	Assert(nactions <= max_actions);
+	memset(action, 0, sizeof(Action));
+	action->kind = kind;
+	action->nest_level = GetCurrentTransactionNestLevel();
+	return action;
+}
+
+static Action *
+push_lease(ActionKind kind, DlLease *lease)
+{
+	Action	   *action = push(kind);
+
+	action->partition = dl_partition_of(lease->lock->key.hash);
+	action->lease = lease;
+	action->serial = lease->serial;
+	return action;
+}
+
+/*
+ * The transaction has acquired the lease, which is live.  Needs the partition
+ * locked and dl_txn_reserve() done; cannot throw.
+ */
+void
+dl_txn_acquired(DlLease *lease)
+{
+	push_lease(ACTION_ACQUIRED, lease);
+}
+
+/* It will release the lease at its commit.  As dl_txn_acquired(). */
+void
+dl_txn_release(DlLease *lease, bool forced)
+{
+	push_lease(forced ? ACTION_FORCE_RELEASE : ACTION_RELEASE, lease);
+	lease->nreleasing++;
+	lease->lock->nreleasing++;
+	nreleases++;
+}
+
+/*
+ * The extension, or with an invalid "extension" the whole database, is gone
+ * when this transaction commits.  May throw when out of memory.
+ */
+void
+dl_txn_remove(Oid database, Oid extension)
+{
+	Action	   *action;
+
+	dl_txn_reserve(1);
+	action = push(ACTION_REMOVE);
+	action->database = database;
+	action->extension = extension;
+}
+
+/*
+ * Does the action still speak of its lease?  Needs its partition locked.
+ *
+ * The record may by now serve a lease in a partition that we do not have
+ * locked.  Its serial is safe to read all the same: it changed under our
+ * partition's lock when the record was freed, and never comes back.
+ */
+static bool
+is_current(const Action *action)
+{
+	return action->lease->serial == action->serial &&
+		(action->lease->state == DL_LIVE || action->lease->state == DL_GRANTED);
+}
+
+static bool
+is_release(const Action *action)
+{
+	return action->kind == ACTION_RELEASE || action->kind == ACTION_FORCE_RELEASE;
+}
+
+/*
+ * Will this transaction release the lease?  Needs the partition locked, like
+ * dl_txn_releases_lock().
+ */
+bool
+dl_txn_releases(const DlLease *lease)
+{
+	if (nreleases == 0 || lease->nreleasing == 0)
+		return false;
+	for (int i = nactions - 1; i >= 0; i--)
+		if (is_release(&actions[i]) && actions[i].lease == lease &&
+			actions[i].serial == lease->serial)
+			return true;
+	return false;
+}
+
+/* Will it release a lease of this lock? */
+bool
+dl_txn_releases_lock(const DlLock *lock)
+{
+	int			partition = dl_partition_of(lock->key.hash);
+
+	if (nreleases == 0 || lock->nreleasing == 0)
+		return false;
+	for (int i = nactions - 1; i >= 0; i--)
+		if (is_release(&actions[i]) && actions[i].partition == partition &&
+			is_current(&actions[i]) && actions[i].lease->lock == lock)
+			return true;
+	return false;
+}
+
+static void
+finish_lease(const Action *action, bool committed, DlEffects *fx)
+{
+	DlLease    *lease = action->lease;
+
+	if (!is_current(action))
+		return;
+	if (is_release(action))
+	{
+		lease->nreleasing--;
+		lease->lock->nreleasing--;
+		if (committed)
+			dl_engine_end(dl_shared->engine, lease,
+						  action->kind == ACTION_RELEASE ? DL_RELEASED : DL_FORCED,
+						  dl_now(), fx);
+	}
+	else if (!committed)
+		dl_engine_end(dl_shared->engine, lease, DL_UNDONE, dl_now(), fx);
+	else if (lease->scope == DL_SCOPE_TRANSACTION)
+		dl_engine_end(dl_shared->engine, lease, DL_RELEASED, dl_now(), fx);
+}
+
+/*
+ * Carry out or undo the actions of this nest level and deeper.  Cannot throw.
+ */
+static void
+finish(int nest_level, bool committed)
+{
+	while (nactions > 0 && actions[nactions - 1].nest_level >= nest_level)
+	{
+		Action	   *action = &actions[--nactions];
+
+		if (action->kind == ACTION_REMOVE)
+		{
+			if (committed)
+				dl_lease_remove(action->database, action->extension);
+			if (committed && !OidIsValid(action->extension))
+				dl_token_forget(action->database);
+		}
+		else
+		{
+			DlEffects	fx = DL_NO_EFFECTS;
+
+			dl_partition_lock(action->partition, LW_EXCLUSIVE);
+			finish_lease(action, committed, &fx);
+			dl_partition_unlock(action->partition, &fx);
+			if (fx.over)
+				dl_wake_worker();	/* it logs, we cannot */
+			if (is_release(action))
+				nreleases--;
+		}
+	}
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			outcome = OUTCOME_COMMITTED;
+			break;
+		case XACT_EVENT_ABORT:
+			outcome = OUTCOME_ABORTED;
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (nactions > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has acquired or released leases"),
+						 errhint("Acquire before BEGIN, and release after COMMIT PREPARED.")));
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId id,
+				 SubTransactionId parent, void *arg)
+{
+	int			nest_level = GetCurrentTransactionNestLevel();
+
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		dl_lease_abandon_wait();
+		finish(nest_level, false);
+	}
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		for (int i = nactions - 1; i >= 0 && actions[i].nest_level >= nest_level; i--)
+			actions[i].nest_level = nest_level - 1;
+	}
+}
+
+static void
+release_callback(ResourceReleasePhase phase, bool is_commit,
+				 bool is_top_level, void *arg)
+{
+	bool		committed = outcome == OUTCOME_COMMITTED;
+
+	if (outcome == OUTCOME_OPEN || phase != RESOURCE_RELEASE_AFTER_LOCKS ||
+		!is_top_level)
+		return;
+	outcome = OUTCOME_OPEN;
+	dl_lease_abandon_wait();
+	finish(0, committed);
+}
+
+/* Called once a session, at its first use.  May throw when out of memory. */
+void
+dl_txn_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+	RegisterResourceReleaseCallback(release_callback, NULL);
+}
+
+/*
+ * The session ends.  Usually its transaction has been aborted by now and
+ * nothing is left to do.  Cannot throw.
+ */
+void
+dl_txn_at_exit(void)
+{
+	dl_lease_abandon_wait();
+	finish(0, outcome == OUTCOME_COMMITTED);
+}

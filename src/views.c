@@ -1,0 +1,348 @@
+/*-------------------------------------------------------------------------
+ *
+ * views.c
+ *	  What the views show: the leases, waiters and counters of the engine.
+ *
+ * The records of a partition are copied under its lock, and turned into rows
+ * after it is given up.  A view is exact for each lock, not across locks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "extension.h"
+#include "functions.h"
+#include "shmem.h"
+
+PG_FUNCTION_INFO_V1(distlock_show_leases);
+PG_FUNCTION_INFO_V1(distlock_show_waiters);
+PG_FUNCTION_INFO_V1(distlock_show_stats);
+
+/* A copy of one record: the leases of a lock, then its queue in order. */
+typedef struct Row
+{
+	int			lock;			/* number of the lock within the copy */
+	int			nwaiting;		/* of the lock */
+	int			position;		/* in the queue; 0: lease, told or not */
+	DlLease		lease;
+	DlKey		key;
+} Row;
+
+typedef struct Copy
+{
+	Row		   *rows;
+	int			nrows;
+	int			max_rows;
+	int64		now;			/* both clocks, when it was made */
+	TimestampTz wall;
+} Copy;
+
+static void
+copy_list(Copy *copy, int number, DlLock *lock, dlist_head *list, bool queue)
+{
+	int			position = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, list)
+	{
+		Row		   *row = &copy->rows[copy->nrows++];
+
+		row->lock = number;
+		row->nwaiting = lock->nwaiting;
+		row->position = queue ? ++position : 0;
+		row->lease = *dlist_container(DlLease, lock_link, iter.cur);
+		row->key = lock->key;
+	}
+}
+
+/* Copy the records of this partition that belong to our installation. */
+static void
+copy_partition(Copy *copy, int partition, Oid extension)
+{
+	DlEngine   *engine = dl_shared->engine;
+	DlPartition *part = &engine->partitions[partition];
+	DlEffects	fx = DL_NO_EFFECTS;
+	int			number = 0;
+
+	for (;;)
+	{
+		int			needed;
+
+		dl_partition_lock(partition, LW_SHARED);
+		needed = part->nleases;
+		if (needed <= copy->max_rows)
+			break;
+		dl_partition_unlock(partition, &fx);
+		if (copy->rows != NULL)
+			pfree(copy->rows);
+		copy->max_rows = needed + needed / 4 + 16;
+		copy->rows = MemoryContextAllocHuge(CurrentMemoryContext,
+											copy->max_rows * sizeof(Row));
+	}
+	copy->nrows = 0;
+	copy->now = dl_now();
+	copy->wall = GetCurrentTimestamp();
+	for (uint32 i = 0; part->nleases > 0 && i < engine->nbuckets; i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &part->locks[i])
+		{
+			DlLock	   *lock = dlist_container(DlLock, bucket_link, iter.cur);
+
+			if (lock->key.database != MyDatabaseId ||
+				lock->key.extension != extension)
+				continue;
+			copy_list(copy, number, lock, &lock->leases, false);
+			copy_list(copy, number, lock, &lock->queue, true);
+			number++;
+		}
+	}
+	dl_partition_unlock(partition, &fx);
+}
+
+/* Begin a view of one installation; returns its extension. */
+static Oid
+begin_view(FunctionCallInfo fcinfo)
+{
+	dl_require_library();
+	InitMaterializedSRF(fcinfo, 0);
+	return dl_extension_of(fcinfo->flinfo->fn_oid)->oid;
+}
+
+static void
+put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+}
+
+static Datum
+interval_of(int64 usecs)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = usecs;
+	return IntervalPGetDatum(interval);
+}
+
+static Datum
+role_name(Oid role)
+{
+	char	   *name = GetUserNameFromId(role, true);
+
+	return DirectFunctionCall1(namein,
+							   CStringGetDatum(name ? name : psprintf("%u", role)));
+}
+
+static Datum
+mode_text(DlMode mode)
+{
+	return CStringGetTextDatum(mode == DL_SHARED ? "shared" : "exclusive");
+}
+
+static Datum
+scope_text(DlScope scope)
+{
+	switch (scope)
+	{
+		case DL_SCOPE_LEASE:
+			return CStringGetTextDatum("lease");
+		case DL_SCOPE_SESSION:
+			return CStringGetTextDatum("session");
+		case DL_SCOPE_TRANSACTION:
+			return CStringGetTextDatum("transaction");
+	}
+	pg_unreachable();
+}
+
+static void
+put_lease(FunctionCallInfo fcinfo, const Copy *copy, const Row *row)
+{
+	const DlLease *lease = &row->lease;
+	int64		remaining = lease->deadline - copy->now;
+	Datum		values[15];
+	bool		nulls[15] = {false};
+	int			i = 0;
+
+	values[i++] = CStringGetTextDatum(row->key.name);
+	values[i++] = Int64GetDatum(lease->token);
+	values[i++] = mode_text(lease->mode);
+	values[i++] = scope_text(lease->scope);
+	values[i++] = CStringGetTextDatum(lease->holder);
+	values[i++] = role_name(lease->owner);
+	nulls[i] = !dl_session_is_live(lease->backend, lease->generation);
+	values[i++] = Int32GetDatum(lease->pid);
+	values[i++] = BoolGetDatum(false);
+	values[i++] = TimestampTzGetDatum(lease->granted_at);
+	nulls[i] = lease->ttl == 0;
+	values[i++] = interval_of(lease->ttl);
+	values[i++] = TimestampTzGetDatum(lease->ttl == 0 ? DT_NOEND : copy->wall + remaining);
+	nulls[i] = lease->ttl == 0;
+	values[i++] = interval_of(remaining);
+	values[i++] = Int64GetDatum(lease->renewals);
+	values[i++] = Int32GetDatum(0);
+	values[i++] = Int32GetDatum(row->nwaiting);
+	Assert(i == lengthof(values));
+	put_row(fcinfo, values, nulls);
+}
+
+/* The rows of distlock_leases. */
+Datum
+distlock_show_leases(PG_FUNCTION_ARGS)
+{
+	Oid			extension = begin_view(fcinfo);
+	Copy		copy = {0};
+
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		copy_partition(&copy, p, extension);
+		for (int i = 0; i < copy.nrows; i++)
+		{
+			const DlLease *lease = &copy.rows[i].lease;
+
+			CHECK_FOR_INTERRUPTS();
+			if (lease->state == DL_LIVE && lease->deadline > copy.now)
+				put_lease(fcinfo, &copy, &copy.rows[i]);
+		}
+	}
+	return (Datum) 0;
+}
+
+/*
+ * Who keeps row number "waiter" waiting: the leases it conflicts with, and
+ * the requests ahead of it that it conflicts with.
+ */
+static void
+blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
+{
+	const Row  *row = &copy->rows[waiter];
+	int			first = waiter;
+	Datum	   *token_list;
+	Datum	   *pid_list;
+	int			ntokens = 0;
+	int			npids = 0;
+
+	while (first > 0 && copy->rows[first - 1].lock == row->lock)
+		first--;
+	token_list = palloc(sizeof(Datum) * (waiter - first + 1));
+	pid_list = palloc(sizeof(Datum) * (waiter - first + 1));
+	for (int i = first; i < waiter && row->position > 0; i++)
+	{
+		const DlLease *other = &copy->rows[i].lease;
+
+		if (other->mode == DL_SHARED && row->lease.mode == DL_SHARED)
+			continue;
+		if (other->state == DL_LIVE)
+			token_list[ntokens++] = Int64GetDatum(other->token);
+		if (dl_session_is_live(other->backend, other->generation))
+			pid_list[npids++] = Int32GetDatum(other->pid);
+	}
+	*tokens = PointerGetDatum(construct_array(token_list, ntokens, INT8OID,
+											  sizeof(int64), FLOAT8PASSBYVAL,
+											  TYPALIGN_DOUBLE));
+	*pids = PointerGetDatum(construct_array(pid_list, npids, INT4OID,
+											sizeof(int32), true, TYPALIGN_INT));
+}
+
+static void
+put_waiter(FunctionCallInfo fcinfo, const Copy *copy, int number)
+{
+	const Row  *row = &copy->rows[number];
+	const DlLease *lease = &row->lease;
+	Datum		values[9];
+	bool		nulls[9] = {false};
+	int			i = 0;
+
+	values[i++] = CStringGetTextDatum(row->key.name);
+	values[i++] = mode_text(lease->mode);
+	values[i++] = Int32GetDatum(lease->pid);
+	values[i++] = role_name(lease->owner);
+	values[i++] = CStringGetTextDatum(lease->holder);
+	values[i++] = TimestampTzGetDatum(copy->wall - (copy->now - lease->since));
+	values[i++] = Int32GetDatum(row->position);
+	blockers(copy, number, &values[i], &values[i + 1]);
+	Assert(i + 2 == lengthof(values));
+	put_row(fcinfo, values, nulls);
+}
+
+/* The rows of distlock_waiters. */
+Datum
+distlock_show_waiters(PG_FUNCTION_ARGS)
+{
+	Oid			extension = begin_view(fcinfo);
+	Copy		copy = {0};
+
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		copy_partition(&copy, p, extension);
+		for (int i = 0; i < copy.nrows; i++)
+		{
+			DlState		state = copy.rows[i].lease.state;
+
+			CHECK_FOR_INTERRUPTS();
+			if (state == DL_WAITING || state == DL_GRANTED)
+				put_waiter(fcinfo, &copy, i);
+		}
+	}
+	return (Datum) 0;
+}
+
+/* The row of distlock_stats. */
+Datum
+distlock_show_stats(PG_FUNCTION_ARGS)
+{
+	DlCounters	sum = {0};
+	Datum		values[12];
+	bool		nulls[12] = {false};
+	int			i = 0;
+
+	dl_require_library();
+	InitMaterializedSRF(fcinfo, 0);
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		const DlCounters *counters = &dl_shared->engine->partitions[p].counters;
+		DlEffects	fx = DL_NO_EFFECTS;
+
+		dl_partition_lock(p, LW_SHARED);
+		sum.acquired += counters->acquired;
+		sum.contended += counters->contended;
+		sum.waited += counters->waited;
+		sum.timeouts += counters->timeouts;
+		sum.renewed += counters->renewed;
+		sum.released += counters->released;
+		sum.undone += counters->undone;
+		sum.expired += counters->expired;
+		sum.forced += counters->forced;
+		sum.lapsed += counters->lapsed;
+		sum.lost += counters->lost;
+		sum.swept += counters->swept;
+		dl_partition_unlock(p, &fx);
+	}
+	values[i++] = Int64GetDatum(sum.acquired);
+	values[i++] = Int64GetDatum(sum.contended);
+	values[i++] = Float8GetDatum((double) sum.waited / USECS_PER_SEC);
+	values[i++] = Int64GetDatum(sum.timeouts);
+	values[i++] = Int64GetDatum(sum.renewed);
+	values[i++] = Int64GetDatum(sum.released);
+	values[i++] = Int64GetDatum(sum.undone);
+	values[i++] = Int64GetDatum(sum.expired);
+	values[i++] = Int64GetDatum(sum.forced);
+	values[i++] = Int64GetDatum(sum.lapsed);
+	values[i++] = Int64GetDatum(sum.lost);
+	values[i++] = Int64GetDatum(sum.swept);
+	Assert(i == lengthof(values));
+	put_row(fcinfo, values, nulls);
+	return (Datum) 0;
+}
