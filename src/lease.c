@@ -7,7 +7,7 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
+#include "common/int.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -260,7 +260,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	DlEngine   *engine = dl_shared->engine;
 	int			partition = dl_partition_of(request->key.hash);
 	int64		now;
-	int64		wait_end;
+	int64		wait_end = DL_FOREVER;
 	int64		lock_timeout_end = DL_FOREVER;
 	bool		swept = false;
 
@@ -270,10 +270,10 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	request->tokens = dl_token_supply(extension);
 	dl_txn_reserve(1);
 
-	now = dl_now();
-	wait_end = wait < 0 || wait > DL_FOREVER - now ? DL_FOREVER : now + wait;
+	if (wait > 0 && pg_add_s64_overflow(dl_now(), wait, &wait_end))
+		wait_end = DL_FOREVER;
 	if (LockTimeout > 0)
-		lock_timeout_end = now + LockTimeout * INT64CONST(1000);
+		lock_timeout_end = dl_now() + LockTimeout * INT64CONST(1000);
 	request->may_wait = wait != 0;
 
 	for (;;)
@@ -291,9 +291,8 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 		now = dl_now();
 		if (lease == NULL)
 		{
-			DlLock	   *lock = dl_engine_find_lock(engine, &request->key);
-
-			self = lock != NULL && dl_txn_releases_lock(lock);
+			self = dl_txn_releases_any() &&
+				dl_txn_releases_lock(dl_engine_find_lock(engine, &request->key));
 			verdict = self ? DL_BUSY :
 				dl_engine_request(engine, request, now, GetCurrentTimestamp(),
 								  &lease, &fx);

@@ -167,6 +167,13 @@ is_release(const Action *action)
 	return action->kind == ACTION_RELEASE || action->kind == ACTION_FORCE_RELEASE;
 }
 
+/* Will this transaction release anything?  Needs no lock. */
+bool
+dl_txn_releases_any(void)
+{
+	return nreleases > 0;
+}
+
 /*
  * Will this transaction release the lease?  Needs the partition locked, like
  * dl_txn_releases_lock().
@@ -174,7 +181,7 @@ is_release(const Action *action)
 bool
 dl_txn_releases(const DlLease *lease)
 {
-	if (nreleases == 0 || lease->nreleasing == 0)
+	if (!dl_txn_releases_any() || lease->nreleasing == 0)
 		return false;
 	for (int i = nactions - 1; i >= 0; i--)
 		if (is_release(&actions[i]) && actions[i].lease == lease &&
@@ -183,14 +190,15 @@ dl_txn_releases(const DlLease *lease)
 	return false;
 }
 
-/* Will it release a lease of this lock? */
+/* Will it release a lease of this lock, which may be null? */
 bool
 dl_txn_releases_lock(const DlLock *lock)
 {
-	int			partition = dl_partition_of(lock->key.hash);
+	int			partition;
 
-	if (nreleases == 0 || lock->nreleasing == 0)
+	if (lock == NULL || lock->nreleasing == 0)
 		return false;
+	partition = dl_partition_of(lock->key.hash);
 	for (int i = nactions - 1; i >= 0; i--)
 		if (is_release(&actions[i]) && actions[i].partition == partition &&
 			is_current(&actions[i]) && actions[i].lease->lock == lock)

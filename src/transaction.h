@@ -15,6 +15,7 @@ extern void dl_txn_at_exit(void);
 extern void dl_txn_reserve(int n);
 extern void dl_txn_acquired(DlLease *lease);
 extern void dl_txn_release(DlLease *lease, bool forced);
+extern bool dl_txn_releases_any(void);
 extern bool dl_txn_releases(const DlLease *lease);
 extern bool dl_txn_releases_lock(const DlLock *lock);
 extern void dl_txn_remove(Oid database, Oid extension);
