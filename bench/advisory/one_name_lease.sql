@@ -1,0 +1,2 @@
+SELECT distlock_acquire('one', scope => 'session', durable => false) AS token \gset
+SELECT distlock_release('one', :token);

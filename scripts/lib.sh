@@ -1,0 +1,144 @@
+# Shared by the scripts of this folder; to be sourced by bash.
+#
+# Nothing here or in the scripts touches a running cluster: each builds in a
+# copy of the tree under mktemp -d, runs its own clusters there as an ordinary
+# user, and removes all of it at the end.  What stays is what was installed:
+# Debian packages, and the extension's files in PostgreSQL's own folders.
+
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say()
+{
+	printf '\n== %s\n' "$*"
+}
+
+die()
+{
+	printf '%s\n' "$*" >&2
+	exit 1
+}
+
+as_root()
+{
+	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Run a command as an ordinary user: PostgreSQL refuses to run as root.
+as_user()
+{
+	if [ "$(id -u)" = 0 ]; then runuser -u "$run_user" -- "$@"; else "$@"; fi
+}
+
+apt_install()
+{
+	local missing=()
+	local package
+
+	for package in "$@"; do
+		dpkg-query -W -f '${Status}' "$package" 2>/dev/null |
+			grep -q ' installed$' || missing+=("$package")
+	done
+	[ ${#missing[@]} -eq 0 ] && return
+	say "installing ${missing[*]}"
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >"$work/apt.log" 2>&1 &&
+		as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
+			--no-install-recommends "${missing[@]}" >>"$work/apt.log" 2>&1 || {
+		tail -n 30 "$work/apt.log" >&2
+		die "could not install ${missing[*]}"
+	}
+}
+
+# The major version to work with: PG_VERSION, or the one this Debian carries.
+choose_version()
+{
+	if [ -z "${PG_VERSION:-}" ]; then
+		PG_VERSION=$(apt-cache depends postgresql 2>/dev/null |
+			sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
+	fi
+	if [ -z "$PG_VERSION" ]; then
+		as_root apt-get update -q >"$work/apt.log" 2>&1 || true
+		PG_VERSION=$(apt-cache depends postgresql |
+			sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
+	fi
+	[ -n "$PG_VERSION" ] || die "this machine's package lists know no PostgreSQL"
+	pg_bin=/usr/lib/postgresql/$PG_VERSION/bin
+}
+
+# Make $work, which goes away with the script, and choose who runs servers.
+begin()
+{
+	work=$(mktemp -d)
+	chmod 755 "$work"
+	trap finish EXIT
+	trap 'exit 130' INT TERM
+	choose_version
+}
+
+# Scripts that start something of their own redefine this, and call cleanup.
+finish()
+{
+	cleanup
+}
+
+cleanup()
+{
+	local pidfile
+
+	for pidfile in "$work"/*/postmaster.pid; do
+		[ -f "$pidfile" ] || continue
+		as_user "$pg_bin/pg_ctl" -D "$(dirname "$pidfile")" -m immediate -w stop \
+			>/dev/null 2>&1 || true
+	done
+	rm -rf "$work"
+}
+
+# Build the tree in $work/tree and install the extension.
+build_and_install()
+{
+	apt_install gcc make libc6-dev "postgresql-$PG_VERSION" \
+		"postgresql-server-dev-$PG_VERSION"
+	run_user=postgres
+
+	say "building for PostgreSQL $PG_VERSION"
+	mkdir "$work/tree"
+	tar -C "$top" --exclude=.git --exclude=node_modules --exclude='*.o' \
+		--exclude='*.so' --exclude='*.bc' -cf - . | tar -C "$work/tree" -xf -
+	make_args=(PG_CONFIG="$pg_bin/pg_config" with_llvm=no COPT=-Werror)
+	make -C "$work/tree" -s "${make_args[@]}" || die "the build failed"
+	as_root make -C "$work/tree" -s "${make_args[@]}" install >/dev/null
+	if [ "$(id -u)" = 0 ]; then chown -R "$run_user" "$work"; fi
+}
+
+free_port()
+{
+	perl -MIO::Socket::INET -e \
+		'print IO::Socket::INET->new(LocalAddr => "127.0.0.1", Listen => 1)->sockport'
+}
+
+# start_cluster NAME [SETTING...]: sets PGHOST, PGPORT, PGUSER for its clients.
+start_cluster()
+{
+	local name=$1
+	local data=$work/$1
+
+	shift
+	as_user "$pg_bin/initdb" -D "$data" -U postgres -A trust -E UTF8 \
+		--locale=C.UTF-8 -N >"$work/$name.initdb.log" 2>&1 ||
+		{ cat "$work/$name.initdb.log" >&2; die "initdb failed"; }
+	PGHOST=$work
+	PGPORT=$(free_port)
+	PGUSER=postgres
+	PGDATABASE=postgres
+	export PGHOST PGPORT PGUSER PGDATABASE
+	{
+		echo "shared_preload_libraries = 'distlock'"
+		echo "listen_addresses = ''"
+		echo "unix_socket_directories = '$work'"
+		echo "port = $PGPORT"
+		printf '%s\n' "$@"
+	} | as_user tee -a "$data/postgresql.conf" >/dev/null
+	as_user "$pg_bin/pg_ctl" -D "$data" -l "$data/log" -w start >/dev/null ||
+		{ tail -n 30 "$data/log" >&2; die "the server did not start"; }
+}

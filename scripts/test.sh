@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# Install what is needed, build with -Werror, and run every test against
+# throwaway clusters.  Ends with a line "N passed, N failed".
+#
+# Usage: scripts/test.sh [SUITE...]
+# Suites: engine regress isolation pgtap tap; all of them without arguments.
+# PG_VERSION chooses another major version than Debian's own.
+
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+suites=("$@")
+[ ${#suites[@]} -gt 0 ] || suites=(engine regress isolation pgtap tap)
+passed=0
+failed=0
+
+# count LOG: add up the TAP or pg_regress results of one suite.  A suite that
+# printed none, or ended badly without naming a failure, counts as failed.
+count()
+{
+	local log=$1
+	local status=$2
+	local ok
+	local not_ok
+
+	ok=$(grep -cE '^(ok [0-9]|ok [0-9]* *- |test .*\.\.\. ok|.*\.\.\. ok +[0-9]+ ms)' "$log" || true)
+	not_ok=$(grep -cE '^(not ok|test .*\.\.\. FAILED|.*\.\.\. FAILED)' "$log" || true)
+	if [ "$not_ok" -eq 0 ] && { [ "$status" -ne 0 ] || [ "$ok" -eq 0 ]; }; then
+		not_ok=1
+	fi
+	passed=$((passed + ok))
+	failed=$((failed + not_ok))
+	echo "-- $ok passed, $not_ok failed"
+}
+
+# run SUITE COMMAND...
+run()
+{
+	local suite=$1
+	local log=$work/$1.log
+	local status=0
+
+	shift
+	say "$suite"
+	"$@" >"$log" 2>&1 || status=$?
+	case $suite in
+		regress | isolation)
+			cat "$log"
+			[ $status -eq 0 ] || cat "$work"/tree/regression.diffs \
+				"$work"/tree/test/isolation/output_iso/regression.diffs 2>/dev/null || true
+			;;
+		*)
+			# One line a test file, and all that failed or was said.
+			grep -vE '^ *(ok|# Subtest)' "$log" || true
+			;;
+	esac
+	count "$log" $status
+}
+
+begin
+apt_install libipc-run-perl "postgresql-$PG_VERSION-pgtap" \
+	libtap-parser-sourcehandler-pgtap-perl pgbouncer \
+	python3-psycopg python3-psycopg2
+build_and_install
+pgxs=$("$pg_bin/pg_config" --pkglibdir)/pgxs
+cd "$work/tree"
+
+install_node_pg()
+{
+	if command -v npm >/dev/null; then
+		as_user env HOME="$work" npm install --prefix test/drivers \
+			--no-audit --no-fund --no-package-lock >"$work/npm.log" 2>&1 ||
+			{ tail "$work/npm.log" >&2; die "npm could not install pg"; }
+	else
+		apt_install nodejs node-pg
+	fi
+}
+
+for suite in "${suites[@]}"; do
+	case $suite in
+		engine)
+			run engine as_user make -C test/engine -s PG_CONFIG="$pg_bin/pg_config" check
+			;;
+		regress | isolation | pgtap)
+			if [ ! -d "$work/main" ]; then
+				start_cluster main "max_prepared_transactions = 10"
+			fi
+			case $suite in
+				regress)
+					run regress as_user make -s "${make_args[@]}" ISOLATION= installcheck
+					;;
+				isolation)
+					run isolation as_user make -s "${make_args[@]}" REGRESS= installcheck
+					;;
+				pgtap)
+					run pgtap as_user pg_prove -v test/pgtap/*.sql
+					;;
+			esac
+			;;
+		tap)
+			install_node_pg
+			mkdir -p "$work/tap"
+			[ "$(id -u)" != 0 ] || chown "$run_user" "$work/tap"
+			run tap as_user env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE \
+				PATH="$pg_bin:/usr/sbin:$PATH" \
+				TESTDIR="$work/tap" TESTDATADIR="$work/tap" TESTLOGDIR="$work/tap/log" \
+				PG_REGRESS="$pgxs/src/test/regress/pg_regress" \
+				NODE_PATH="$work/tree/test/drivers/node_modules:/usr/share/nodejs" \
+				DISTLOCK_REQUIRE_DRIVERS=1 \
+				prove -v -I "$pgxs/src/test/perl" -I test/t/lib test/t
+			;;
+		*)
+			die "unknown suite \"$suite\""
+			;;
+	esac
+done
+
+echo
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
