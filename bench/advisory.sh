@@ -13,7 +13,7 @@ scripts=$top/bench/advisory
 
 begin
 build_and_install
-start_cluster bench "max_connections = $((clients + 20))"
+start_cluster bench "max_connections = $((clients + 20))" "lock_timeout = 30s"
 psql -X -q -c "CREATE EXTENSION distlock"
 
 # one SCRIPT: scripts per second, or the end of the bench.

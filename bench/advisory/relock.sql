@@ -1,1 +1,2 @@
-SELECT pg_advisory_lock(:client_id);
+\set k :client_id + 1000000
+SELECT pg_advisory_lock(:k);

@@ -1,4 +1,5 @@
+\set k :client_id + 1000000
 \if :token = 0
-SELECT distlock_acquire(:client_id, ttl => '1h', durable => false) AS token \gset
+SELECT distlock_acquire(:k, ttl => '1h', scope => 'session') AS token \gset
 \endif
-SELECT distlock_renew(:client_id, :token);
+SELECT distlock_renew(:k, :token);
