@@ -323,13 +323,11 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 				break;
 			case DL_BUSY:
 				over = true;
-				if (!try)
-					describe(dl_engine_find_lock(engine, &request->key), now, &obstacle);
+				describe(dl_engine_find_lock(engine, &request->key), now, &obstacle);
 				break;
 			case DL_AGAIN:
 				/* We came too late; join the queue again, if there is time. */
-				request->may_wait = now < wait_end;
-				over = false;
+				request->may_wait = now < wait_end && now < lock_timeout_end;
 				/* fall through */
 			case DL_GONE:
 				waiting = NULL;
