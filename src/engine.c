@@ -34,6 +34,16 @@ bucket_count(int max_leases)
 	return n;
 }
 
+/*
+ * A lock exists only beside a lease, but is freed after its last one: each
+ * partition may have one such lock at any moment.
+ */
+static int
+lock_count(int max_leases)
+{
+	return max_leases + DL_NPARTITIONS;
+}
+
 /* Bytes of shared memory for that many leases.  Needs no lock. */
 Size
 dl_engine_size(int max_leases, int nbackends)
@@ -43,7 +53,8 @@ dl_engine_size(int max_leases, int nbackends)
 	return MAXALIGN(sizeof(DlEngine)) +
 		(Size) nbackends * DL_NPARTITIONS * sizeof(dlist_head) +
 		2 * buckets * sizeof(dlist_head) +
-		(Size) max_leases * (MAXALIGN(sizeof(DlLease)) + MAXALIGN(sizeof(DlLock)));
+		(Size) max_leases * MAXALIGN(sizeof(DlLease)) +
+		(Size) lock_count(max_leases) * MAXALIGN(sizeof(DlLock));
 }
 
 static dlist_head *
@@ -83,21 +94,26 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
 	{
 		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
 		DlLease    *lease = (DlLease *) memory;
-		DlLock	   *lock;
 
 		memory += MAXALIGN(sizeof(DlLease));
-		lock = (DlLock *) memory;
-		memory += MAXALIGN(sizeof(DlLock));
 		memset(lease, 0, sizeof(DlLease));
-		memset(lock, 0, sizeof(DlLock));
 		dlist_push_tail(&part->free_leases, &lease->lock_link);
+	}
+	for (int i = 0; i < lock_count(max_leases); i++)
+	{
+		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
+		DlLock	   *lock = (DlLock *) memory;
+
+		memory += MAXALIGN(sizeof(DlLock));
+		memset(lock, 0, sizeof(DlLock));
 		dlist_push_tail(&part->free_locks, &lock->bucket_link);
 	}
 }
 
 /*
  * Take a record off a free list: this partition's own, or else the next one
- * that has any.
+ * that has any.  Null when all were empty when it looked; since it looks at
+ * one after the other, that can miss a record freed meanwhile.
  */
 static dlist_node *
 take_free(DlEngine *engine, int partition, bool want_lock)
@@ -172,7 +188,7 @@ dl_engine_find_lock(DlEngine *engine, const DlKey *key)
 	return NULL;
 }
 
-/* There are as many lock records as leases, and the caller has a lease. */
+/* Null when no record was found free. */
 static DlLock *
 create_lock(DlEngine *engine, const DlRequest *request)
 {
@@ -180,7 +196,8 @@ create_lock(DlEngine *engine, const DlRequest *request)
 	dlist_node *node = take_free(engine, dl_partition_of(key->hash), true);
 	DlLock	   *lock;
 
-	Assert(node != NULL);
+	if (node == NULL)
+		return NULL;
 	lock = dlist_container(DlLock, bucket_link, node);
 	lock->key.database = key->database;
 	lock->key.extension = key->extension;
@@ -377,11 +394,10 @@ is_blocked(DlPartition *part, DlLock *lock, DlMode mode, int64 now, DlEffects *f
 /*
  * When a waiter must look by itself, if nobody wakes it before.
  *
- * The head looks at the deadline of the lease in its way; if that one is
- * gone, something else has still to end, and it looks again.  Any other
- * waiter looks only to make up for a session ahead of it that has stopped.
- * The earliest moment at which that can matter is when the one ahead, granted
- * now, would expire; ahead of a request without TTL there is none.
+ * The head looks at the deadline of the lease in its way; if nothing is in
+ * its way, a token is missing, and it looks at once.  Any other waiter looks
+ * a while after the one ahead of it should have: that is only to make up for
+ * a session that has stopped.
  */
 static int64
 timer_of(DlLock *lock, DlLease *lease, int64 now)
@@ -395,19 +411,30 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 	}
 	other = dlist_container(DlLease, lock_link,
 							dlist_prev_node(&lock->queue, &lease->lock_link));
-	return deadline_after(now, other->ttl == 0 ? 0 : Max(other->ttl, DL_FALLBACK_USECS));
+	if (other->timer == DL_FOREVER)
+		return DL_FOREVER;
+	return Max(other->timer, now) + DL_FALLBACK_USECS;
 }
 
-/* Wake a waiter that would otherwise look too late. */
+/*
+ * Wake a waiter that would otherwise look too late, and those behind it for
+ * which that makes a difference.
+ */
 static void
-check_timer(DlLock *lock, DlLease *lease, int64 now, DlEffects *fx)
+check_timers(DlLock *lock, DlLease *lease, int64 now, DlEffects *fx)
 {
-	int64		timer = timer_of(lock, lease, now);
-
-	if (lease->timer > timer)
+	for (;;)
 	{
+		int64		timer = timer_of(lock, lease, now);
+
+		if (lease->timer <= timer)
+			return;
 		lease->timer = timer;
 		wake(fx, lease->backend);
+		if (!dlist_has_next(&lock->queue, &lease->lock_link))
+			return;
+		lease = dlist_container(DlLease, lock_link,
+								dlist_next_node(&lock->queue, &lease->lock_link));
 	}
 }
 
@@ -429,7 +456,7 @@ settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 		if (is_blocked(part, lock, head->mode, now, fx) ||
 			(token = draw_token(lock->tokens)) == 0)
 		{
-			check_timer(lock, head, now, fx);
+			check_timers(lock, head, now, fx);
 			return;
 		}
 		dlist_delete(&head->lock_link);
@@ -458,6 +485,7 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	DlLock	   *lock = dl_engine_find_lock(engine, &request->key);
 	DlLease    *lease;
 	dlist_node *node;
+	DlVerdict	verdict = DL_TOLD;
 	bool		wait = false;
 	int64		token = 0;
 
@@ -482,20 +510,19 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 
 	node = take_free(engine, dl_partition_of(hash), false);
 	if (node == NULL)
+		verdict = DL_FULL;
+	else if (lock == NULL && (lock = create_lock(engine, request)) == NULL)
+		verdict = DL_FULL;
+	else if (!wait && (token = draw_token(request->tokens)) == 0)
+		verdict = DL_NO_TOKEN;
+	if (verdict != DL_TOLD)
 	{
+		if (node != NULL)
+			give_free(part, &part->free_leases, node);
 		if (lock != NULL)
 			drop_lock_if_unused(engine, lock);
-		return DL_FULL;
+		return verdict;
 	}
-	if (!wait && (token = draw_token(request->tokens)) == 0)
-	{
-		give_free(part, &part->free_leases, node);
-		if (lock != NULL)
-			drop_lock_if_unused(engine, lock);
-		return DL_NO_TOKEN;
-	}
-	if (lock == NULL)
-		lock = create_lock(engine, request);
 
 	lease = dlist_container(DlLease, lock_link, node);
 	part->nleases++;
@@ -519,7 +546,7 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	{
 		grant(part, lock, lease, token, now);
 		tell(engine, lease, now, wall, fx);
-		return DL_TOLD;
+		return verdict;
 	}
 	lease->state = DL_WAITING;
 	lease->since = now;
@@ -596,7 +623,7 @@ dl_engine_leave(DlEngine *engine, int partition, DlLease *lease, int64 now,
 		lock->nwaiting--;
 		part->counters.waited += now - lease->since;
 		if (next != NULL)
-			check_timer(lock, next, now, fx);
+			check_timers(lock, next, now, fx);
 		settle(engine, lock, now, fx);
 	}
 	else

@@ -32,7 +32,7 @@
 #define DL_NPARTITIONS		32	/* a power of two */
 #define DL_FOREVER			PG_INT64_MAX	/* a deadline that never passes */
 
-/* The shortest time after which a waiter that is not the head looks again. */
+/* How long after the one ahead of it a waiter looks, should that one not. */
 #define DL_FALLBACK_USECS	INT64CONST(1000000)
 
 typedef enum DlMode
