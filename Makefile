@@ -21,7 +21,8 @@ EXTENSION = distlock
 DATA = distlock--1.0.sql
 
 REGRESS = arguments leases transactions rights views limits
-ISOLATION =
+ISOLATION = cancel commit expiry fifo force setup shared successor undo
+ISOLATION_OPTS = --inputdir=test/isolation
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)

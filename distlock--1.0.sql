@@ -182,7 +182,7 @@ RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION distlock_try_acquire(text, interval, interval, text, text, text, boolean) IS
-'As distlock_acquire(), but does not wait unless told to, and returns null when the wait is over; '
+'As distlock_acquire(), but does not wait unless told to (wait: zero by default, null: no limit but lock_timeout), and returns null when the wait is over; '
 'lock_timeout still raises 55P03';
 
 CREATE FUNCTION distlock_renew(
