@@ -395,14 +395,19 @@ is_blocked(DlPartition *part, DlLock *lock, DlMode mode, int64 now, DlEffects *f
  * When a waiter must look by itself, if nobody wakes it before.
  *
  * The head looks at the deadline of the lease in its way; if nothing is in
- * its way, a token is missing, and it looks at once.  Any other waiter looks
- * a while after the one ahead of it should have: that is only to make up for
- * a session that has stopped.
+ * its way, a token is missing, and it looks at once.
+ *
+ * Any other waiter looks a while after the one ahead of it should have: that
+ * is only to make up for a session that has stopped.  It looks earlier if the
+ * one ahead, were it granted now, would expire earlier.  It then need not be
+ * woken to set its timer when it becomes the head, which in a busy queue
+ * would go on through all those behind it.
  */
 static int64
 timer_of(DlLock *lock, DlLease *lease, int64 now)
 {
 	DlLease    *other;
+	int64		timer;
 
 	if (dlist_head_node(&lock->queue) == &lease->lock_link)
 	{
@@ -413,7 +418,10 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 							dlist_prev_node(&lock->queue, &lease->lock_link));
 	if (other->timer == DL_FOREVER)
 		return DL_FOREVER;
-	return Max(other->timer, now) + DL_FALLBACK_USECS;
+	timer = Max(other->timer, now) + DL_FALLBACK_USECS;
+	if (other->ttl > 0)
+		timer = Min(timer, now + Max(other->ttl, DL_FALLBACK_USECS));
+	return timer;
 }
 
 /*
@@ -802,6 +810,7 @@ dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
 													dlist_pop_head_node(&lock->queue));
 
 				lock->nwaiting--;
+				part->counters.waited += now - lease->since;
 				lease->state = DL_DROPPED;
 				lease->lock = NULL;
 				wake(fx, lease->backend);

@@ -1,0 +1,499 @@
+/*-------------------------------------------------------------------------
+ *
+ * checks.c
+ *	  What must hold of the engine after every operation.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "engine_test.h"
+
+int			nlock_records;
+
+static int64 last_token[NDATABASES];
+
+void
+begin_checks(void)
+{
+	memset(last_token, 0, sizeof(last_token));
+}
+
+static bool
+is_held(const DlLease *lease)
+{
+	return lease->state == DL_GRANTED || lease->state == DL_LIVE;
+}
+
+/* ---- The deadline heap ---- */
+
+static int
+rank_of(const DlLease *lease)
+{
+	return lease == NULL ? 0 : lease->rank;
+}
+
+static int
+check_subtree(const DlLease *lease, const DlLease *parent)
+{
+	if (lease == NULL)
+		return 0;
+	verify(CHECK_HEAP, lease->parent == parent, "wrong parent link");
+	verify(CHECK_HEAP, parent == NULL || parent->key <= lease->key,
+		   "key less than its parent's");
+	verify(CHECK_HEAP, lease->key <= lease->deadline, "key after the deadline");
+	verify(CHECK_HEAP, rank_of(lease->left) >= rank_of(lease->right), "leans right");
+	verify(CHECK_HEAP, lease->rank == rank_of(lease->right) + 1, "wrong rank");
+	verify(CHECK_HEAP, is_held(lease), "not held, but in the heap");
+	return 1 + check_subtree(lease->left, lease) + check_subtree(lease->right, lease);
+}
+
+/* Returns the number of its members. */
+int
+check_heap(DlPartition *part)
+{
+	return check_subtree(part->deadlines, NULL);
+}
+
+/* ---- One partition ---- */
+
+static void
+check_exclusion(DlLock *lock)
+{
+	int			nexclusive = 0;
+	int			nshared = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lock->leases)
+	{
+		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
+
+		if (lease->deadline <= model.now)
+			continue;
+		if (lease->mode == DL_EXCLUSIVE)
+			nexclusive++;
+		else
+			nshared++;
+	}
+	verify(CHECK_EXCLUSION, nexclusive <= 1 && (nexclusive == 0 || nshared == 0),
+		   "lock %.8s has %d exclusive and %d shared leases", lock->key.name,
+		   nexclusive, nshared);
+}
+
+static void
+check_claim(const Claim *claim)
+{
+	const DlLease *record = claim->record;
+	bool		linked = claim->state != DL_LAPSED && claim->state != DL_DROPPED;
+
+	verify(CHECK_MODEL, record->state == claim->state && record->serial == claim->serial,
+		   "the request of backend %d for %.8s is in state %d, not %d",
+		   claim->backend, claim->lock->key.name, record->state, claim->state);
+	verify(CHECK_MODEL, record->mode == claim->mode && record->scope == claim->scope &&
+		   record->ttl == claim->ttl && record->backend == claim->backend &&
+		   record->renewals == claim->renewals &&
+		   record->nreleasing == claim->nreleasing,
+		   "record of backend %d differs from the model", claim->backend);
+	verify(CHECK_MODEL, (record->lock != NULL) == linked, "wrong lock link");
+	if (is_held(record))
+	{
+		verify(CHECK_TOKENS, record->token == claim->token,
+			   "token " INT64_FORMAT ", should be " INT64_FORMAT, record->token, claim->token);
+		verify(CHECK_MODEL, record->deadline == claim->deadline,
+			   "deadline " INT64_FORMAT ", should be " INT64_FORMAT, record->deadline, claim->deadline);
+		verify(CHECK_HEAP, claim->deadline == DL_FOREVER || record->rank > 0,
+			   "a lease with a deadline is not in the heap");
+	}
+	else
+		verify(CHECK_HEAP, record->rank == 0, "not held, but in the heap");
+	if (claim->state == DL_WAITING)
+		verify(CHECK_MODEL, record->token == 0 && record->since == claim->since,
+			   "waiting record differs from the model");
+}
+
+static void
+check_list(dlist_head *list, Claim *const *claims, int n, const char *what)
+{
+	int			i = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, list)
+	{
+		verify(CHECK_MODEL, i < n &&
+			   dlist_container(DlLease, lock_link, iter.cur) == claims[i]->record,
+			   "%s: another order than the model's at %d of %d", what, i, n);
+		i++;
+	}
+	verify(CHECK_MODEL, i == n, "%s: %d members, should be %d", what, i, n);
+}
+
+static bool
+is_in_use(const ModelLock *lock)
+{
+	return lock->nholders + lock->nqueue + lock->nover > 0;
+}
+
+static int
+check_lock(DlLock *lock)
+{
+	for (int i = 0; i < model.nlocks; i++)
+	{
+		ModelLock  *expected = &model.locks[i];
+		int			nreleasing = 0;
+
+		if (lock->key.database != expected->key.database ||
+			lock->key.extension != expected->key.extension ||
+			strcmp(lock->key.name, expected->key.name) != 0)
+			continue;
+		verify(CHECK_RECORDS, is_in_use(expected), "unused lock %.8s not dropped", lock->key.name);
+		check_list(&lock->leases, expected->holders, expected->nholders, "leases");
+		check_list(&lock->queue, expected->queue, expected->nqueue, "queue");
+		for (int h = 0; h < expected->nholders; h++)
+			nreleasing += expected->holders[h]->nreleasing;
+		verify(CHECK_MODEL, lock->nleases == expected->nholders &&
+			   lock->nwaiting == expected->nqueue && lock->nover == expected->nover &&
+			   lock->nreleasing == nreleasing, "counts of lock %.8s are wrong", lock->key.name);
+		verify(CHECK_MODEL, dl_engine_find_lock(engine, &expected->key) == lock,
+			   "lock %.8s is not found", lock->key.name);
+		verify(CHECK_MODEL, lock->tokens == &tokens[expected->database],
+			   "lock %.8s draws from another database's tokens", lock->key.name);
+		return 1;
+	}
+	fail(CHECK_RECORDS, "unknown lock %.8s", lock->key.name);
+}
+
+static void
+check_counters(int partition)
+{
+	const DlCounters *have = &engine->partitions[partition].counters;
+	const DlCounters *want = &model.counters[partition];
+
+#define CHECK_COUNTER(field) \
+	verify(CHECK_COUNTERS, have->field == want->field, "counter " #field " is " \
+		   INT64_FORMAT ", should be " INT64_FORMAT, have->field, want->field)
+
+	CHECK_COUNTER(acquired);
+	CHECK_COUNTER(contended);
+	CHECK_COUNTER(waited);
+	CHECK_COUNTER(timeouts);
+	CHECK_COUNTER(renewed);
+	CHECK_COUNTER(released);
+	CHECK_COUNTER(undone);
+	CHECK_COUNTER(expired);
+	CHECK_COUNTER(forced);
+	CHECK_COUNTER(lapsed);
+	CHECK_COUNTER(swept);
+}
+
+static int
+count_list(dlist_head *list)
+{
+	int			n = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, list)
+		n++;
+	return n;
+}
+
+void
+check_partition(int partition)
+{
+	DlPartition *part = &engine->partitions[partition];
+	int			nlocks = 0;
+	int			ntokens = 0;
+	int			nused = 0;
+	int			nlive = 0;
+	int			nlocks_expected = 0;
+	int64		earliest = DL_FOREVER;
+	int			nheap = 0;
+
+	for (uint32 i = 0; i < engine->nbuckets; i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &part->locks[i])
+			check_exclusion(dlist_container(DlLock, bucket_link, iter.cur));
+		ntokens += count_list(&part->tokens[i]);
+	}
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		Claim	   *claim = &model.claims[i];
+
+		if (claim->state == DL_FREE || model_partition(claim->lock) != partition)
+			continue;
+		check_claim(claim);
+		nused++;
+		nlive += claim->state == DL_LIVE;
+		nheap += claim->record->rank > 0;
+		if (is_held(claim->record))
+			earliest = Min(earliest, claim->deadline);
+	}
+	for (uint32 i = 0; i < engine->nbuckets; i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &part->locks[i])
+			nlocks += check_lock(dlist_container(DlLock, bucket_link, iter.cur));
+	}
+	for (int i = 0; i < model.nlocks; i++)
+		nlocks_expected += model_partition(&model.locks[i]) == partition &&
+			is_in_use(&model.locks[i]);
+	check_list(&part->over, model.over[partition], model.nover[partition], "ended leases");
+
+	verify(CHECK_RECORDS, nlocks == nlocks_expected, "%d locks, should be %d",
+		   nlocks, nlocks_expected);
+	verify(CHECK_RECORDS, ntokens == nlive, "%d leases to be found by token, should be %d",
+		   ntokens, nlive);
+	verify(CHECK_RECORDS, part->nleases == nused, "%d records in use, should be %d",
+		   part->nleases, nused);
+	verify(CHECK_HEAP, check_heap(part) == nheap, "members of the heap are not in it");
+	verify(CHECK_HEAP, dl_engine_next_deadline(engine, partition) <= earliest,
+		   "a lease expires before the next deadline");
+	check_counters(partition);
+}
+
+/* ---- Across partitions ---- */
+
+void
+check_all_partitions(void)
+{
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		check_partition(p);
+
+	/* Every member of a backend's lists knows, and is where it says. */
+	for (int b = 0; b < model.nbackends; b++)
+		for (int p = 0; p < DL_NPARTITIONS; p++)
+		{
+			dlist_iter	iter;
+
+			dlist_foreach(iter, &engine->backends[b * DL_NPARTITIONS + p])
+			{
+				DlLease    *lease = dlist_container(DlLease, backend_link, iter.cur);
+
+				verify(CHECK_RECORDS, lease->in_backend && lease->backend == b &&
+					   (lease->lock == NULL || dl_partition_of(lease->lock->key.hash) == p),
+					   "stray record in the list of backend %d", b);
+			}
+		}
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		Claim	   *claim = &model.claims[i];
+		bool		expected = claim->state != DL_OVER &&
+			(claim->state != DL_LIVE || claim->scope != DL_SCOPE_LEASE);
+
+		verify(CHECK_RECORDS, claim->state == DL_FREE || claim->record->in_backend == expected,
+			   "a record %s its backend", expected ? "does not end with" : "still ends with");
+	}
+}
+
+int
+count_free_leases(void)
+{
+	int			n = 0;
+
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		n += count_list(&engine->partitions[p].free_leases);
+	return n;
+}
+
+int
+count_free_locks(void)
+{
+	int			n = 0;
+
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		n += count_list(&engine->partitions[p].free_locks);
+	return n;
+}
+
+void
+check_free_records(void)
+{
+	int			nleases = count_free_leases();
+	int			nlocks = count_free_locks();
+	int			nlocks_used = 0;
+
+	for (int i = 0; i < model.nlocks; i++)
+		nlocks_used += is_in_use(&model.locks[i]);
+	for (int i = 0; i < MAX_CLAIMS; i++)
+		verify(CHECK_RECORDS, model.claims[i].state != DL_FREE ||
+			   model.claims[i].record == NULL ||
+			   model.claims[i].record->serial != model.claims[i].serial,
+			   "a freed record kept its serial");
+	verify(CHECK_RECORDS, nleases + model_used() == model.max_leases,
+		   "%d lease records free and %d in use of %d", nleases, model_used(), model.max_leases);
+	verify(CHECK_RECORDS, nlocks + nlocks_used == nlock_records,
+		   "%d lock records free and %d in use of %d", nlocks, nlocks_used, nlock_records);
+	for (int d = 0; d < NDATABASES; d++)
+		verify(CHECK_TOKENS, pg_atomic_read_u64(&tokens[d].next) == model.next_token[d],
+			   "the next token of database %d should be " INT64_FORMAT, d, model.next_token[d]);
+}
+
+static int
+by_token(const void *a, const void *b)
+{
+	int64		x = (*(Claim *const *) a)->record->token;
+	int64		y = (*(Claim *const *) b)->record->token;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * What the engine granted since the last call, in the order of the tokens:
+ * each greater than all before, and each lock's requests in their order.
+ */
+void
+check_grants(void)
+{
+	Claim	   *granted[MAX_CLAIMS];
+	int			n = 0;
+
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		Claim	   *claim = &model.claims[i];
+
+		if (claim->state != DL_FREE && !claim->seen_granted &&
+			claim->record->serial == claim->serial && is_held(claim->record))
+			granted[n++] = claim;
+	}
+	qsort(granted, n, sizeof(Claim *), by_token);
+	for (int i = 0; i < n; i++)
+	{
+		Claim	   *claim = granted[i];
+		ModelLock  *lock = claim->lock;
+		int64		token = claim->record->token;
+
+		claim->seen_granted = true;
+		verify(CHECK_TOKENS, token > last_token[lock->database] &&
+			   token <= model.limit[lock->database],
+			   "token " INT64_FORMAT " after " INT64_FORMAT, token, last_token[lock->database]);
+		last_token[lock->database] = token;
+		verify(CHECK_ORDER, claim->arrival > lock->last_arrival,
+			   "the request of backend %d for %.8s was overtaken", claim->backend, lock->key.name);
+		lock->last_arrival = claim->arrival;
+	}
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		Claim	   *claim = &model.claims[i];
+
+		verify(CHECK_ORDER, claim->state == DL_FREE || claim->record->serial != claim->serial ||
+			   claim->record->state != DL_WAITING || claim->arrival > claim->lock->last_arrival,
+			   "backend %d waits for %.8s, and a later request was granted",
+			   claim->backend, claim->lock->key.name);
+	}
+}
+
+/*
+ * Whoever was woken, but for the backend that acts, has something to see: news
+ * of its request, or a timer earlier than the one it sleeps for.
+ */
+void
+check_wakes(int actor)
+{
+	for (int b = 0; b < model.nbackends; b++)
+	{
+		const Session *session = &sessions[b];
+
+		if (!session->just_woken || b == actor)
+			continue;
+		verify(CHECK_FEW_WAKES, session->claim != NULL &&
+			   (session->record->state != DL_WAITING ||
+				session->record->timer < session->sleep_until),
+			   "backend %d was woken for nothing", b);
+	}
+}
+
+/*
+ * Nobody sleeps too long: a session sleeps until the timer it last saw unless
+ * woken, and that timer must do.
+ */
+void
+check_sessions(void)
+{
+	for (int b = 0; b < model.nbackends; b++)
+	{
+		Session    *session = &sessions[b];
+		DlLease    *lease = session->record;
+		bool		awake = session->woken || session->reserving;
+
+		if (session->claim == NULL)
+			continue;
+		if (lease->state == DL_WAITING)
+			verify(CHECK_WAKES, awake || session->sleep_until <= lease->timer,
+				   "backend %d was not woken when its timer became earlier", b);
+		else
+			verify(CHECK_WAKES, awake, "backend %d was not woken in state %d", b, lease->state);
+	}
+	for (int i = 0; i < model.nlocks; i++)
+	{
+		ModelLock  *lock = &model.locks[i];
+
+		for (int q = 0; q < lock->nqueue; q++)
+		{
+			Claim	   *claim = lock->queue[q];
+			int64		latest;
+
+			if (q == 0)
+			{
+				Claim	   *conflict = model_conflict(lock, claim->mode);
+
+				latest = conflict == NULL ? model.now : conflict->deadline;
+			}
+			else
+			{
+				int64		ahead = lock->queue[q - 1]->record->timer;
+
+				latest = ahead == DL_FOREVER ? DL_FOREVER :
+					Max(ahead, model.now) + DL_FALLBACK_USECS;
+			}
+			verify(CHECK_WAKES, claim->record->timer <= latest,
+				   "backend %d, %d in the queue of %.8s, looks at " INT64_FORMAT
+				   ", should look at " INT64_FORMAT, claim->backend, q, lock->key.name,
+				   claim->record->timer, latest);
+		}
+	}
+}
+
+/*
+ * For runs in which every session that is not frozen comes when it should: no
+ * lock stays idle while someone waits who could have it.  Only behind frozen
+ * sessions may that last, for one DL_FALLBACK_USECS each.
+ */
+void
+check_takeover(void)
+{
+	for (int i = 0; i < model.nlocks; i++)
+	{
+		ModelLock  *lock = &model.locks[i];
+		int64		since = 0;
+
+		if (lock->nqueue == 0)
+		{
+			lock->idle_since = 0;
+			continue;
+		}
+		for (int h = 0; h < lock->nholders; h++)
+			if (lock->queue[0]->mode == DL_EXCLUSIVE ||
+				lock->holders[h]->mode == DL_EXCLUSIVE)
+				since = Max(since, lock->holders[h]->deadline);
+		if (since > model.now)
+		{
+			lock->idle_since = 0;
+			continue;
+		}
+		if (lock->idle_since == 0)
+			lock->idle_since = since == 0 ? model.now : since;
+		since = Max(lock->idle_since, lock->settled_at);
+		for (int q = 0; q < lock->nqueue; q++)
+		{
+			Claim	   *claim = lock->queue[q];
+
+			if (sessions[claim->backend].frozen)
+				continue;
+			verify(CHECK_TAKEOVER, q > 0, "lock %.8s expired, and backend %d still waits for it",
+				   lock->key.name, claim->backend);
+			verify(CHECK_TAKEOVER, model.now - since <= q * DL_FALLBACK_USECS,
+				   "lock %.8s stays idle behind a frozen session, and backend %d does not look",
+				   lock->key.name, claim->backend);
+		}
+	}
+}
