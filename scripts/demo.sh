@@ -85,7 +85,6 @@ show()
 }
 
 begin
-apt_install postgresql-client-common
 build_and_install
 start_cluster demo
 psql -X -q -c "CREATE EXTENSION distlock"

@@ -64,6 +64,7 @@ choose_version()
 	fi
 	[ -n "$PG_VERSION" ] || die "this machine's package lists know no PostgreSQL"
 	pg_bin=/usr/lib/postgresql/$PG_VERSION/bin
+	PATH=$pg_bin:$PATH
 }
 
 # Make $work, which goes away with the script, and choose who runs servers.
@@ -71,6 +72,7 @@ begin()
 {
 	work=$(mktemp -d)
 	chmod 755 "$work"
+	cd "$work"
 	trap finish EXIT
 	trap 'exit 130' INT TERM
 	choose_version
@@ -91,6 +93,7 @@ cleanup()
 		as_user "$pg_bin/pg_ctl" -D "$(dirname "$pidfile")" -m immediate -w stop \
 			>/dev/null 2>&1 || true
 	done
+	cd /
 	rm -rf "$work"
 }
 

@@ -101,7 +101,7 @@ for suite in "${suites[@]}"; do
 			mkdir -p "$work/tap"
 			[ "$(id -u)" != 0 ] || chown "$run_user" "$work/tap"
 			run tap as_user env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE \
-				PATH="$pg_bin:/usr/sbin:$PATH" \
+				PATH="$PATH:/usr/sbin" \
 				TESTDIR="$work/tap" TESTDATADIR="$work/tap" TESTLOGDIR="$work/tap/log" \
 				PG_REGRESS="$pgxs/src/test/regress/pg_regress" \
 				NODE_PATH="$work/tree/test/drivers/node_modules:/usr/share/nodejs" \

@@ -11,6 +11,7 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/inval.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -249,9 +250,9 @@ wait_is_over(const DlKey *key, bool lock_timeout, const Obstacle *obstacle)
  * Acquire a lease.  The request comes filled in but for its tokens and the
  * session.  "wait" is the longest wait in microseconds, negative for no limit.
  *
- * Returns the token; 0 when the wait is over and "try" is set.  Otherwise
- * throws, and leaves nothing behind.  The lease is undone if the transaction
- * aborts later.
+ * Returns the token, with the catalog caches as fresh as the grant; 0 when the
+ * wait is over and "try" is set.  Otherwise throws, and leaves nothing behind.
+ * The lease is undone if the transaction aborts later.
  */
 int64
 dl_lease_acquire(const DlExtension *extension, DlRequest *request,
@@ -345,7 +346,11 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 		unlock_and_log(partition, &fx);
 
 		if (token != 0)
+		{
+			/* Inside a transaction nothing else tells us of the DDL of others. */
+			AcceptInvalidationMessages();
 			return token;
+		}
 		if (self)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

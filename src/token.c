@@ -93,13 +93,24 @@ attach_database(void)
 	return unused;
 }
 
-/*
- * A relation whose one tuple is overwritten in place must be one whose change
- * outlives a crash whatever becomes of the transaction under way.
- */
+/* The slot of our database, or null while nobody has reserved tokens. */
+static DlDatabase *
+find_database(void)
+{
+	DlDatabase *found = NULL;
+
+	LWLockAcquire(dl_shared->token_lock, LW_SHARED);
+	for (int i = 0; i < dl_shared->ndatabases && found == NULL; i++)
+		if (dl_shared->databases[i].database == MyDatabaseId)
+			found = &dl_shared->databases[i];
+	LWLockRelease(dl_shared->token_lock);
+	return found;
+}
+
 static void
 check_relation(Relation rel, char relkind)
 {
+	/* What is written in place has to outlive a crash. */
 	if (rel->rd_rel->relkind != relkind ||
 		rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
 		ereport(ERROR,
@@ -108,6 +119,20 @@ check_relation(Relation rel, char relkind)
 						RelationGetRelationName(rel)),
 				 errdetail("It is not a permanent relation of the expected kind."),
 				 errhint("Set it LOGGED, or drop the extension and create it again.")));
+}
+
+/*
+ * Does what we write to the control table outlive a rollback of this
+ * transaction?  Not if the transaction has created or rewritten the table:
+ * the one of before would come back.  A table for which no token has been
+ * issued yet may be as short-lived as it likes.
+ */
+static bool
+outlives_rollback(Relation control, DlDatabase *database)
+{
+	if (control->rd_createSubid != InvalidSubTransactionId)
+		return pg_atomic_read_u64(&database->tokens.limit) == 0;
+	return dl_rewritten_subxact(control) == InvalidSubTransactionId;
 }
 
 static ItemPointerData
@@ -156,12 +181,13 @@ sequence_limit(const FormData_pg_sequence_data *data)
 
 /*
  * Write a limit above everything handed out or reserved so far, flush it, and
- * open the range up to it.  Needs the token lock exclusively, and both
- * relations locked.
+ * open the range up to it.  Without "raise", the limit written is the one that
+ * is known already.  Needs the token lock exclusively, and both relations
+ * locked.
  */
 static void
 write_limit(DlDatabase *database, Relation sequence, Relation control,
-			ItemPointer row)
+			ItemPointer row, bool raise)
 {
 	OffsetNumber offset = ItemPointerGetOffsetNumber(row);
 	Buffer		sequence_buffer = lock_block(sequence, 0);
@@ -184,7 +210,7 @@ write_limit(DlDatabase *database, Relation sequence, Relation control,
 				 errmsg("no fencing tokens are left"),
 				 errdetail("The sequence \"%s\" stands at " INT64_FORMAT ".",
 						   RelationGetRelationName(sequence), floor)));
-	limit = floor + RANGE_TOKENS;
+	limit = raise ? floor + RANGE_TOKENS : floor;
 
 	state = GenericXLogStart(control);
 	*(int64 *) tuple_data(GenericXLogRegisterBuffer(state, control_buffer, 0), offset) = limit;
@@ -237,21 +263,22 @@ reserve(const DlExtension *extension, bool wait)
 	control = relation_open(extension->control, NoLock);
 	check_relation(sequence, RELKIND_SEQUENCE);
 	check_relation(control, RELKIND_RELATION);
-	if (dl_rewritten_subxact(control) != InvalidSubTransactionId &&
-		control->rd_createSubid == InvalidSubTransactionId)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("relation \"%s\" has been rewritten in this transaction",
-						RelationGetRelationName(control)),
-				 errdetail("A limit of tokens written to it would be lost by a rollback."),
-				 errhint("Commit before you acquire.")));
 	row = find_control_row(control);
 
 	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
 	database = attach_database();
 	if (database->extension != extension->oid || tokens_left(database) < LOW_TOKENS)
 	{
-		write_limit(database, sequence, control, &row);
+		bool		raise = outlives_rollback(control, database);
+
+		if (!raise && tokens_left(database) <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot reserve fencing tokens in this transaction"),
+					 errdetail("It has created or rewritten relation \"%s\", and a limit written there would be lost by a rollback.",
+							   RelationGetRelationName(control)),
+					 errhint("Commit before you acquire.")));
+		write_limit(database, sequence, control, &row, raise);
 		database->extension = extension->oid;
 	}
 	LWLockRelease(dl_shared->token_lock);
@@ -270,6 +297,8 @@ reserve(const DlExtension *extension, bool wait)
 DlTokens *
 dl_token_supply(const DlExtension *extension)
 {
+	if (my_database == NULL)
+		my_database = find_database();
 	if (my_database == NULL || my_database->extension != extension->oid)
 		reserve(extension, true);
 	else
