@@ -21,7 +21,7 @@ EXTENSION = distlock
 DATA = distlock--1.0.sql
 
 REGRESS = arguments leases transactions rights views limits
-ISOLATION = cancel commit expiry fifo force setup shared successor undo
+ISOLATION = setup fifo shared cancel commit undo expiry force successor
 ISOLATION_OPTS = --inputdir=test/isolation
 
 PG_CONFIG ?= pg_config

@@ -92,7 +92,7 @@ obstacle_text(const Obstacle *obstacle)
 			appendStringInfo(&buf, _(", for another %lld ms."),
 							 (long long) ((obstacle->remaining + 999) / 1000));
 		if (obstacle->nleases > 1)
-			appendStringInfo(&buf, _(" There are %d more holders."),
+			appendStringInfo(&buf, _(" Other holders: %d."),
 							 obstacle->nleases - 1);
 	}
 	if (obstacle->nwaiting > 0)

@@ -1,0 +1,192 @@
+--
+-- Every argument of every function: what is refused, and with what words.
+--
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS distlock;
+DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+
+-- What a person is shown when the statement fails.
+CREATE FUNCTION pg_temp.error_of(statement text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    message text;
+    detail text;
+    hint text;
+BEGIN
+    EXECUTE statement;
+    RETURN 'no error';
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT,
+        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+    RETURN concat_ws(E'\n  ', SQLSTATE || ': ' || message,
+                     'detail: ' || nullif(detail, ''), 'hint: ' || nullif(hint, ''));
+END $$;
+
+\pset format unaligned
+\pset tuples_only on
+
+--
+-- Null is an error, not a null result: no function is STRICT.
+--
+SELECT statement || E'\n  ' || pg_temp.error_of(statement) FROM (VALUES
+    ('SELECT distlock_acquire(NULL)'),
+    ('SELECT distlock_try_acquire(NULL)'),
+    ('SELECT distlock_renew(NULL, 1)'),
+    ('SELECT distlock_release(NULL, 1)'),
+    ('SELECT distlock_check(NULL, 1)'),
+    ('SELECT distlock_force_release(NULL)'),
+    ('SELECT distlock_renew(''a'', NULL)'),
+    ('SELECT distlock_release(''a'', NULL)'),
+    ('SELECT distlock_check(''a'', NULL)'),
+    ('SELECT distlock_acquire(''a'', mode => NULL)'),
+    ('SELECT distlock_acquire(''a'', scope => NULL)'),
+    ('SELECT distlock_try_acquire(''a'', mode => NULL)'),
+    ('SELECT distlock_try_acquire(''a'', scope => NULL)')) AS s (statement);
+
+-- These may be null.
+SELECT distlock_release('a', distlock_acquire('a', NULL, NULL, holder => NULL, durable => NULL));
+SELECT distlock_release('a', distlock_try_acquire('a', NULL, NULL, holder => NULL, durable => NULL));
+
+--
+-- Names have 1 to 255 bytes.
+--
+SELECT function || '  ' || pg_temp.error_of(format('SELECT %s', replace(function, '?', '''''')))
+FROM (VALUES ('distlock_acquire(?)'), ('distlock_try_acquire(?)'),
+    ('distlock_renew(?, 1)'), ('distlock_release(?, 1)'),
+    ('distlock_check(?, 1)'), ('distlock_force_release(?)')) AS s (function);
+SELECT function || '  ' || pg_temp.error_of(format('SELECT %s', replace(function, '?', 'repeat(''n'', 256)')))
+FROM (VALUES ('distlock_acquire(?)'), ('distlock_try_acquire(?)'),
+    ('distlock_renew(?, 1)'), ('distlock_release(?, 1)'),
+    ('distlock_check(?, 1)'), ('distlock_force_release(?)')) AS s (function);
+-- Far too long: compressed or out of line in a table, too.
+CREATE TEMP TABLE long_name AS SELECT repeat('n', 1000000) AS name;
+SELECT pg_temp.error_of('SELECT distlock_acquire(name) FROM long_name');
+
+SELECT distlock_acquire(repeat('n', 255)) AS token \gset
+SELECT distlock_check(repeat('n', 255), :token), distlock_check(repeat('n', 254), :token);
+SELECT distlock_release(repeat('n', 255), :token);
+
+-- Bytes count, not characters.  (In other encodings this tests less.)
+SELECT CASE getdatabaseencoding() WHEN 'UTF8' THEN chr(233) ELSE 'e' END AS e \gset
+SELECT pg_temp.error_of(format('SELECT distlock_acquire(%L)',
+    repeat(:'e', 256 / octet_length(:'e'))));
+SELECT repeat(:'e', 255 / octet_length(:'e')) ||
+    repeat('x', 255 % octet_length(:'e')) AS name \gset
+SELECT distlock_acquire(:'name') AS token \gset
+SELECT octet_length(name), name = :'name' FROM distlock_leases WHERE token = :token;
+SELECT distlock_release(:'name', :token);
+
+--
+-- Names are the same only if every byte is: none waits for another.
+--
+CREATE TEMP TABLE names AS
+SELECT name, distlock_try_acquire(name) AS token FROM (VALUES
+    ('args'), ('Args'), ('ARGS'), ('args '), (' args'), (E'args\t'), (E'args\n'),
+    ('args.'), ('arg'), ('argss'), ('args/1'), ('args/2'), ('{args}'), ('"args"'),
+    ('0'), ('00'), ('args%'), ('a_gs'), (' '), ('args' || :'e')) AS s (name);
+SELECT count(*) = 20, count(DISTINCT token) = 20, bool_and(token > 0) FROM names;
+SELECT count(*) FROM names a, names b
+WHERE distlock_check(a.name, b.token) <> (a.name = b.name);
+SELECT bool_and(distlock_release(name, token)) FROM names;
+
+--
+-- The time to live
+--
+SELECT ttl || '  ' || pg_temp.error_of(format('SELECT distlock_acquire(''a'', ttl => %L)', ttl))
+FROM (VALUES ('0'), ('-1 microsecond'), ('-1 day'), ('1 month'), ('-1 month'), ('1 year'),
+    ('1 month -29 days'), ('1 day 1 microsecond'), ('2 days'), ('-1 day 23:59:59'),
+    ('2147483647 days'), ('-2147483648 days'),
+    ('2147483647 days 2562047788:00:54.775807'),
+    ('-2147483648 days -2562047788:00:54.775807')) AS s (ttl);
+SELECT pg_temp.error_of('SELECT distlock_try_acquire(''a'', ttl => ''0'')');
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', ttl => ''0'', scope => ''session'')');
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', ttl => ''2 days'', scope => ''transaction'')');
+-- The sum counts, not its parts.
+SELECT distlock_release('a', distlock_acquire('a', ttl => '-1 day 24:00:30'));
+SELECT distlock_release('a', distlock_acquire('a', ttl => '1 day'));
+SELECT distlock_release('a', distlock_acquire('a', ttl => '24:00:00'));
+
+-- An infinite interval, where there is one
+SELECT CASE WHEN current_setting('server_version_num')::int < 170000 THEN '22023'
+    ELSE left(pg_temp.error_of(format('SELECT distlock_acquire(''a'', ttl => %L)', ttl)), 5) END
+FROM (VALUES ('infinity'), ('-infinity')) AS s (ttl);
+SELECT CASE WHEN current_setting('server_version_num')::int < 170000 THEN '22023'
+    ELSE left(pg_temp.error_of(format('SELECT distlock_acquire(''a'', wait => %L)', wait)), 5) END
+FROM (VALUES ('infinity'), ('-infinity')) AS s (wait);
+
+-- A renewal is checked alike, and before the lease is looked for.
+SELECT ttl || '  ' || pg_temp.error_of(format('SELECT distlock_renew(''a'', 1, %L)', ttl))
+FROM (VALUES ('0'), ('-1 second'), ('1 month'), ('1 day 1 second'), ('2147483647 days')) AS s (ttl);
+
+-- The settings bound it.
+SET distlock.default_ttl = '2d';
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'')');
+SELECT distlock_release('a', distlock_acquire('a', ttl => '30 s'));
+SELECT distlock_release('a', distlock_acquire('a', scope => 'session'));
+SET distlock.max_ttl = '3d';
+SELECT distlock_release('a', distlock_acquire('a'));
+SET distlock.max_ttl = '1min';
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', ttl => ''61 s'')');
+SELECT pg_temp.error_of('SELECT distlock_renew(''a'', 1, ''61 s'')');
+SET distlock.default_ttl = '45500ms';
+SELECT distlock_acquire('a') AS token \gset
+SELECT ttl, remaining <= ttl FROM distlock_leases WHERE token = :token;
+SELECT distlock_release('a', :token);
+RESET distlock.default_ttl;
+RESET distlock.max_ttl;
+
+--
+-- The wait
+--
+SELECT wait || '  ' || pg_temp.error_of(format('SELECT distlock_acquire(''a'', wait => %L)', wait))
+FROM (VALUES ('-1 microsecond'), ('-1 day'), ('1 month'), ('1 year'),
+    ('1 day -25:00:00'), ('2147483647 days 2562047788:00:54.775807')) AS s (wait);
+SELECT pg_temp.error_of('SELECT distlock_try_acquire(''a'', wait => ''-1 s'')');
+-- Longer than anybody waits
+SELECT distlock_release('a', distlock_acquire('a', wait => '2147483647 hours'));
+SELECT distlock_release('a', distlock_acquire('a', wait => '0'));
+
+--
+-- Mode and scope
+--
+SELECT pg_temp.error_of(format('SELECT distlock_acquire(''a'', mode => %L)', mode))
+FROM (VALUES (''), ('Exclusive'), ('exclusive '), ('share'), ('read')) AS s (mode);
+SELECT pg_temp.error_of(format('SELECT distlock_acquire(''a'', scope => %L)', scope))
+FROM (VALUES (''), ('Lease'), ('lease '), ('xact'), ('session; DROP')) AS s (scope);
+SELECT pg_temp.error_of('SELECT distlock_try_acquire(''a'', mode => ''none'')');
+SELECT pg_temp.error_of('SELECT distlock_try_acquire(''a'', scope => ''none'')');
+
+--
+-- The holder is a label of at most 127 bytes.
+--
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', holder => repeat(''h'', 128))');
+SELECT distlock_acquire('a', holder => repeat('h', 127)) AS token \gset
+SELECT length(holder) FROM distlock_leases WHERE token = :token;
+SELECT distlock_release('a', :token);
+SELECT distlock_acquire('a', holder => '') AS token \gset
+SELECT holder = '' FROM distlock_leases WHERE token = :token;
+SELECT distlock_release('a', :token);
+
+--
+-- Durable leases are yet to come.
+--
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', durable => true)');
+SELECT pg_temp.error_of('SELECT distlock_try_acquire(''a'', durable => true)');
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', durable => true, scope => ''session'')');
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', durable => true, scope => ''transaction'')');
+SELECT distlock_release('a', distlock_acquire('a', durable => false));
+SET distlock.durable = on;
+SHOW distlock.durable;
+
+--
+-- Any bigint may be asked for; nobody ever held these.
+--
+SELECT token, distlock_check('a', token), distlock_release('a', token)
+FROM (VALUES (0), (-1), (9223372036854775807), (-9223372036854775808)) AS s (token);
+SELECT pg_temp.error_of('SELECT distlock_renew(''a'', -1)');
+
+-- A setting of ours that does not exist is refused.
+SET distlock.max_lease = 1;
+
+-- Whatever was refused has left nothing behind.
+SELECT count(*) FROM distlock_leases;

@@ -1,0 +1,139 @@
+-- The SQL contract: names, arguments, defaults, results and SQLSTATEs that
+-- applications rely on.
+\set QUIET on
+\set ON_ERROR_STOP on
+\pset format unaligned
+\pset tuples_only on
+\pset pager off
+
+BEGIN;
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS pgtap;
+CREATE TEMP TABLE roles_before AS SELECT oid FROM pg_roles;
+CREATE EXTENSION IF NOT EXISTS distlock;
+SELECT no_plan();
+
+SELECT has_extension('distlock');
+SELECT is_empty('SELECT oid FROM pg_roles EXCEPT SELECT oid FROM roles_before',
+    'CREATE EXTENSION creates no role');
+
+--
+-- Signatures
+--
+CREATE TEMP TABLE contract (name text, arguments text, result text);
+INSERT INTO contract VALUES
+    ('distlock_acquire',
+     $$name text, ttl interval DEFAULT NULL::interval, wait interval DEFAULT NULL::interval, $$ ||
+     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
+     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean$$, 'bigint'),
+    ('distlock_try_acquire',
+     $$name text, ttl interval DEFAULT NULL::interval, wait interval DEFAULT '00:00:00'::interval, $$ ||
+     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
+     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean$$, 'bigint'),
+    ('distlock_renew', 'name text, token bigint, ttl interval DEFAULT NULL::interval',
+     'timestamp with time zone'),
+    ('distlock_release', 'name text, token bigint', 'boolean'),
+    ('distlock_check', 'name text, token bigint', 'boolean'),
+    ('distlock_force_release', 'name text', 'integer');
+SET LOCAL intervalstyle = postgres;
+SELECT results_eq(
+    format('SELECT pg_get_function_arguments(oid), pg_get_function_result(oid)
+            FROM pg_proc WHERE proname = %L', name),
+    format('VALUES (%L, %L)', arguments, result),
+    name || ': arguments and result')
+FROM contract;
+SELECT isnt_strict(name::name) FROM contract;
+SELECT volatility_is(name::name, 'volatile') FROM contract;
+SELECT isnt_definer(name::name) FROM contract;
+SELECT is(proparallel::text, 'u', name || ' is PARALLEL UNSAFE')
+FROM contract JOIN pg_proc ON proname = name;
+
+--
+-- Views
+--
+SELECT has_view(v) FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats']::name[]) AS v;
+-- In their order: SELECT * is part of the contract.
+SELECT is(
+    (SELECT string_agg(format('%s %s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum)
+     FROM pg_attribute WHERE attrelid = view::regclass AND attnum > 0),
+    columns, 'columns of ' || view)
+FROM (VALUES
+    ('distlock_leases',
+     'name text, token bigint, mode text, scope text, holder text, owner name, pid integer, durable boolean, ' ||
+     'granted_at timestamp with time zone, ttl interval, expires_at timestamp with time zone, ' ||
+     'remaining interval, renewals bigint, pins integer, waiters integer'),
+    ('distlock_waiters',
+     'name text, mode text, pid integer, owner name, holder text, waiting_since timestamp with time zone, ' ||
+     'position integer, blocked_by_tokens bigint[], blocked_by_pids integer[]')) AS v (view, columns);
+SELECT has_column('distlock_stats', c, 'distlock_stats counts ' || c)
+FROM unnest(ARRAY['acquired', 'contended', 'wait_seconds', 'timeouts', 'renewed', 'released',
+    'expired', 'lost']::name[]) AS c;
+SELECT results_eq('SELECT count(*) FROM distlock_stats', ARRAY[1::bigint], 'distlock_stats has one row');
+
+--
+-- Comments
+--
+SELECT isnt(obj_description(p.oid, 'pg_proc'), NULL, 'comment on ' || name)
+FROM contract JOIN pg_proc p ON proname = name;
+SELECT is_empty(
+    $$SELECT attrelid::regclass, attname FROM pg_attribute
+      WHERE attrelid IN ('distlock_leases'::regclass, 'distlock_waiters'::regclass, 'distlock_stats'::regclass)
+          AND attnum > 0 AND col_description(attrelid, attnum) IS NULL$$,
+    'every column has a comment');
+
+--
+-- Settings
+--
+SELECT is(
+    (SELECT concat_ws(' ', boot_val, unit, context) FROM pg_settings WHERE name = which),
+    expected, which)
+FROM (VALUES
+    ('distlock.max_leases', '16384 postmaster'),
+    ('distlock.default_ttl', '30000 ms user'),
+    ('distlock.max_ttl', '86400 s superuser'),
+    ('distlock.log_expirations', 'on sighup')) AS s (which, expected);
+
+--
+-- SQLSTATEs
+--
+SELECT throws_ok(statement, '22004', NULL, '22004: ' || statement)
+FROM unnest(ARRAY['SELECT distlock_acquire(NULL)', 'SELECT distlock_try_acquire(NULL)',
+    'SELECT distlock_renew(NULL, 1)', 'SELECT distlock_renew(''tap'', NULL)',
+    'SELECT distlock_release(NULL, 1)', 'SELECT distlock_release(''tap'', NULL)',
+    'SELECT distlock_check(NULL, 1)', 'SELECT distlock_check(''tap'', NULL)',
+    'SELECT distlock_force_release(NULL)']) AS statement;
+SELECT throws_ok(statement, '22023', NULL, '22023: ' || statement)
+FROM unnest(ARRAY['SELECT distlock_acquire('''')', 'SELECT distlock_acquire(repeat(''n'', 256))',
+    'SELECT distlock_acquire(''tap'', ttl => ''0'')', 'SELECT distlock_acquire(''tap'', ttl => ''-1 s'')',
+    'SELECT distlock_acquire(''tap'', ttl => ''1 month'')', 'SELECT distlock_acquire(''tap'', ttl => ''25 h'')',
+    'SELECT distlock_acquire(''tap'', wait => ''-1 s'')', 'SELECT distlock_acquire(''tap'', mode => ''read'')',
+    'SELECT distlock_acquire(''tap'', scope => ''row'')',
+    'SELECT distlock_renew(''tap'', 1, ''0'')', 'SELECT distlock_renew(''tap'', 1, ''25 h'')',
+    'SELECT distlock_release('''', 1)', 'SELECT distlock_check('''', 1)',
+    'SELECT distlock_force_release('''')']) AS statement;
+
+SELECT lives_ok('CREATE TEMP TABLE held AS SELECT distlock_acquire(''tap'', ttl => ''10 min'') AS token', 'acquire');
+SELECT ok((SELECT distlock_check('tap', token) FROM held), 'the token is good');
+SELECT ok((SELECT token < 1::bigint << 53 FROM held), 'and exact in a double');
+SELECT is(distlock_try_acquire('tap'), NULL, 'try_acquire returns null when the lock is taken');
+SELECT throws_ok('SELECT distlock_acquire(''tap'', wait => ''0'')', '55P03', NULL, '55P03: no wait');
+SELECT throws_ok('SELECT distlock_acquire(''tap'', wait => ''20 ms'')', '55P03', NULL, '55P03: the wait is over');
+SELECT ok((SELECT distlock_renew('tap', token) > clock_timestamp() FROM held), 'renew returns the expiry');
+SELECT throws_ok('SELECT distlock_renew(''tap'', token + 1) FROM held', 'LK001', NULL, 'LK001: another token');
+SELECT throws_ok('SELECT distlock_renew(''other'', token) FROM held', 'LK001', NULL, 'LK001: another name');
+SELECT ok((SELECT distlock_release('tap', token) FROM held), 'release returns true');
+SELECT ok((SELECT NOT distlock_release('tap', token) FROM held), 'a second one false');
+SELECT ok((SELECT NOT distlock_check('tap', token) FROM held), 'the token is no longer good');
+SELECT throws_ok('SELECT distlock_renew(''tap'', token) FROM held', 'LK001', NULL, 'LK001: released');
+SELECT throws_ok('SELECT distlock_acquire(''tap'')', '55000', NULL, '55000: its release is pending');
+SELECT throws_ok('SELECT distlock_acquire(''tap 2'', durable => true)', '0A000', NULL, '0A000: durable');
+SELECT throws_ok('SELECT distlock_acquire(''tap 2'', durable => true, scope => ''session'')', '22023', NULL,
+    '22023: durable with session scope');
+SELECT throws_ok('DELETE FROM distlock_control', '55000', NULL, '55000: the control table is not to be written');
+
+SELECT is(distlock_renew('session', distlock_acquire('session', scope => 'session')), 'infinity'::timestamptz,
+    'a lease without time to live is good until infinity');
+SELECT results_eq('SELECT distlock_force_release(''session'')', ARRAY[1], 'force_release counts');
+
+SELECT finish();
+ROLLBACK;

@@ -1,0 +1,67 @@
+-- The contract about privileges: a lease belongs to the role that took it.
+\set QUIET on
+\set ON_ERROR_STOP on
+\pset format unaligned
+\pset tuples_only on
+\pset pager off
+
+BEGIN;
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS pgtap;
+CREATE EXTENSION IF NOT EXISTS distlock;
+SELECT no_plan();
+
+CREATE ROLE regress_distlock_owner;
+CREATE ROLE regress_distlock_member IN ROLE regress_distlock_owner;
+CREATE ROLE regress_distlock_other;
+
+--
+-- Privileges
+--
+SELECT function_privs_are('distlock_acquire',
+    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are('distlock_try_acquire',
+    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are('distlock_renew', ARRAY['text', 'bigint', 'interval'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are('distlock_release', ARRAY['text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are('distlock_check', ARRAY['text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are('distlock_force_release', ARRAY['text'], 'regress_distlock_other', ARRAY[]::text[]);
+SELECT table_privs_are(v, 'regress_distlock_other', ARRAY['SELECT'])
+FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats']::name[]) AS v;
+SELECT table_privs_are('distlock_control', 'regress_distlock_other', ARRAY[]::text[]);
+SELECT sequence_privs_are('distlock_token_seq', 'regress_distlock_other', ARRAY[]::text[]);
+
+--
+-- What they mean
+--
+CREATE TEMP TABLE held (name text, token bigint);
+GRANT ALL ON held TO PUBLIC;
+SET LOCAL ROLE regress_distlock_owner;
+SELECT lives_ok('INSERT INTO held VALUES (''tap'', distlock_acquire(''tap'', ttl => ''10 min''))',
+    'an ordinary role acquires');
+SELECT results_eq('SELECT owner FROM distlock_leases JOIN held USING (name, token)',
+    ARRAY['regress_distlock_owner'::name], 'and owns the lease');
+
+SET LOCAL ROLE regress_distlock_other;
+SELECT throws_ok('SELECT distlock_renew(name, token) FROM held', '42501', NULL, 'others may not renew');
+SELECT throws_ok('SELECT distlock_release(name, token) FROM held', '42501', NULL, 'nor release');
+SELECT throws_ok('SELECT distlock_force_release(name) FROM held', '42501', NULL, 'nor force');
+SELECT throws_ok('SELECT nextval(''distlock_token_seq'')', '42501', NULL, 'nor draw from the sequence');
+SELECT throws_ok('SELECT * FROM distlock_control', '42501', NULL, 'nor read the control table');
+SELECT results_eq('SELECT distlock_check(name, token) FROM held', ARRAY[true], 'but check');
+
+SET LOCAL ROLE regress_distlock_member;
+SELECT ok((SELECT distlock_renew(name, token) > clock_timestamp() FROM held), 'members of the owner renew');
+SAVEPOINT s;
+SELECT ok((SELECT distlock_release(name, token) FROM held), 'and release');
+ROLLBACK TO SAVEPOINT s;
+
+RESET ROLE;
+SELECT ok((SELECT distlock_renew(name, token) > clock_timestamp() FROM held), 'so do superusers');
+GRANT EXECUTE ON FUNCTION distlock_force_release TO regress_distlock_other;
+SET LOCAL ROLE regress_distlock_other;
+SELECT results_eq('SELECT distlock_force_release(name) FROM held', ARRAY[1], 'whoever is granted it, forces');
+RESET ROLE;
+
+SELECT finish();
+ROLLBACK;
