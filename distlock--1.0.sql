@@ -138,11 +138,18 @@ COMMENT ON FUNCTION distlock_refuse_change() IS
 REVOKE EXECUTE ON FUNCTION distlock_refuse_change() FROM PUBLIC;
 
 CREATE TRIGGER distlock_refuse_change
-    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON distlock_control
-    FOR EACH STATEMENT EXECUTE FUNCTION distlock_refuse_change();
+    BEFORE INSERT OR UPDATE OR DELETE ON distlock_control
+    FOR EACH ROW EXECUTE FUNCTION distlock_refuse_change();
 COMMENT ON TRIGGER distlock_refuse_change ON distlock_control IS
-'Refuses changes by SQL';
+'Refuses changes by SQL, and passes over those of logical replication';
 ALTER TABLE distlock_control ENABLE ALWAYS TRIGGER distlock_refuse_change;
+
+CREATE TRIGGER distlock_refuse_truncate
+    BEFORE TRUNCATE ON distlock_control
+    FOR EACH STATEMENT EXECUTE FUNCTION distlock_refuse_change();
+COMMENT ON TRIGGER distlock_refuse_truncate ON distlock_control IS
+'Refuses TRUNCATE';
+ALTER TABLE distlock_control ENABLE ALWAYS TRIGGER distlock_refuse_truncate;
 
 -- ---- Leases ----
 
@@ -227,7 +234,7 @@ RETURNS integer
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION distlock_force_release(text) IS
-'Ends every lease that a lock has now, when this transaction has committed, and returns how many; each is logged. '
+'Ends every lease that a lock has now, when this transaction has committed, and returns how many. Each is logged; a grant that its session has not come to take yet ends too, and that session asks again. '
 'name: of the lock, not null. '
 'EXECUTE is revoked from PUBLIC: grant it to those who may take locks from others. '
 'Errors: 22004 for a null, 22023 for a name out of range, 25006 on a standby';

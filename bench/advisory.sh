@@ -16,14 +16,14 @@ build_and_install
 start_cluster bench "max_connections = $((clients + 20))" "lock_timeout = 30s"
 psql -X -q -c "CREATE EXTENSION distlock"
 
-# one SCRIPT: scripts per second, or the end of the bench.
+# one SCRIPT: measure it once, in scripts per second.
 one()
 {
 	local out
 
 	out=$("$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -T "$seconds" \
 		-D token=0 -f "$scripts/$1.sql" 2>&1) || die "$out"
-	sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out" | tee -a "$work/$1.tps"
+	sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out" >>"$work/$1.tps"
 }
 
 median()
@@ -44,7 +44,8 @@ all="pair_lease pair_advisory pair_advisory_int one_name_lease one_name_advisory
 say "$rounds rounds of $seconds s, $clients clients, $(nproc) cores, $(psql -X -A -t -c 'SHOW server_version')"
 for ((round = 1; round <= rounds; round++)); do
 	for script in $all; do
-		printf '%s %s ' "$script" "$(one "$script")"
+		one "$script"
+		printf '%s %.0f  ' "$script" "$(tail -n 1 "$work/$script.tps")"
 	done
 	echo
 done

@@ -35,7 +35,7 @@ start_worker()
 	local fd
 
 	mkfifo "$work/$1.in"
-	PGAPPNAME="worker $1" psql -X -q -A -t >"$work/$1.out" 2>&1 <"$work/$1.in" &
+	PGAPPNAME="worker $1" psql -X -q -A -t -v VERBOSITY=verbose >"$work/$1.out" 2>&1 <"$work/$1.in" &
 	worker_pid[$1]=$!
 	exec {fd}>"$work/$1.in"
 	worker_fd[$1]=$fd
@@ -56,7 +56,8 @@ answer()
 	local n=${sent[$1]}
 
 	wait_until "the answer of worker $1" grep -q "^answered $n\$" "$work/$1.out"
-	awk -v n="$n" '/^answered / { if ($2 == n) exit; text = ""; next }
+	awk -v n="$n" '/^LOCATION: / { next }
+		/^answered / { if ($2 == n) exit; text = ""; next }
 		{ text = text "            " $0 "\n" }
 		END { printf "%s", text }' "$work/$1.out"
 }
@@ -92,7 +93,7 @@ psql -X -q -c "CREATE EXTENSION distlock"
 say "1. Two workers want to write the nightly report; worker A is first"
 start_worker A
 start_worker B
-send A "SELECT distlock_acquire('nightly-report', ttl => '3s');"
+send A "SELECT distlock_acquire('nightly-report', ttl => '5s');"
 answer A
 send B "SELECT distlock_acquire('nightly-report', ttl => '30s');"
 wait_until "worker B to wait" query_is "SELECT count(*) FROM distlock_waiters" 1
@@ -132,9 +133,10 @@ if [ $open_psql = yes ]; then
 	echo "  The throwaway cluster is removed when you leave psql."
 	psql -X
 else
-	echo "  psql -h $PGHOST -p $PGPORT -U $PGUSER $PGDATABASE"
-	echo "  (scripts/demo.sh --psql opens it)"
 	if [ -t 0 ]; then
+		echo "  $pg_bin/psql -h $PGHOST -p $PGPORT -U $PGUSER $PGDATABASE"
 		read -r -p "  Press Enter to remove the throwaway cluster. "
+	else
+		echo "  scripts/demo.sh --psql leaves you in psql."
 	fi
 fi

@@ -1,9 +1,9 @@
 # Shared by the scripts of this folder; to be sourced by bash.
 #
-# Nothing here or in the scripts touches a running cluster: each builds in a
-# copy of the tree under mktemp -d, runs its own clusters there as an ordinary
-# user, and removes all of it at the end.  What stays is what was installed:
-# Debian packages, and the extension's files in PostgreSQL's own folders.
+# Each script builds in a copy of the tree under mktemp -d, runs its own
+# clusters there as an ordinary user, and removes all of it at the end.  What
+# stays is what was installed: Debian packages, and the extension's files in
+# PostgreSQL's own folders.
 
 set -euo pipefail
 
@@ -31,6 +31,14 @@ as_user()
 	if [ "$(id -u)" = 0 ]; then runuser -u "$run_user" -- "$@"; else "$@"; fi
 }
 
+apt_update()
+{
+	as_root apt-get update -q >"$work/apt.log" 2>&1 || {
+		tail -n 30 "$work/apt.log" >&2
+		die "could not fetch the package lists"
+	}
+}
+
 apt_install()
 {
 	local missing=()
@@ -42,27 +50,31 @@ apt_install()
 	done
 	[ ${#missing[@]} -eq 0 ] && return
 	say "installing ${missing[*]}"
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >"$work/apt.log" 2>&1 &&
-		as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
-			--no-install-recommends "${missing[@]}" >>"$work/apt.log" 2>&1 || {
+	apt_update
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
+		--no-install-recommends "${missing[@]}" >"$work/apt.log" 2>&1 || {
 		tail -n 30 "$work/apt.log" >&2
 		die "could not install ${missing[*]}"
 	}
 }
 
+# What the package "postgresql" of this Debian stands for; nothing if the
+# package lists have not been fetched yet.
+default_version()
+{
+	{ apt-cache depends postgresql 2>/dev/null || true; } |
+		sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1
+}
+
 # The major version to work with: PG_VERSION, or the one this Debian carries.
 choose_version()
 {
-	if [ -z "${PG_VERSION:-}" ]; then
-		PG_VERSION=$(apt-cache depends postgresql 2>/dev/null |
-			sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
-	fi
+	[ -n "${PG_VERSION:-}" ] || PG_VERSION=$(default_version)
 	if [ -z "$PG_VERSION" ]; then
-		as_root apt-get update -q >"$work/apt.log" 2>&1 || true
-		PG_VERSION=$(apt-cache depends postgresql |
-			sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
+		apt_update
+		PG_VERSION=$(default_version)
 	fi
-	[ -n "$PG_VERSION" ] || die "this machine's package lists know no PostgreSQL"
+	[ -n "$PG_VERSION" ] || die "the package lists of this machine know no PostgreSQL"
 	pg_bin=/usr/lib/postgresql/$PG_VERSION/bin
 	PATH=$pg_bin:$PATH
 }
@@ -73,6 +85,11 @@ begin()
 	work=$(mktemp -d)
 	chmod 755 "$work"
 	cd "$work"
+	# Nothing of the caller's environment may lead a client elsewhere.
+	local variable
+	for variable in $(compgen -e PG || true); do
+		[ "$variable" = PG_VERSION ] || unset "$variable"
+	done
 	trap finish EXIT
 	trap 'exit 130' INT TERM
 	choose_version

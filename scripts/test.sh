@@ -3,13 +3,13 @@
 # throwaway clusters.  Ends with a line "N passed, N failed".
 #
 # Usage: scripts/test.sh [SUITE...]
-# Suites: engine regress isolation pgtap tap; all of them without arguments.
+# Suites: engine regress isolation pgtap tap demo; all of them without arguments.
 # PG_VERSION chooses another major version than Debian's own.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 suites=("$@")
-[ ${#suites[@]} -gt 0 ] || suites=(engine regress isolation pgtap tap)
+[ ${#suites[@]} -gt 0 ] || suites=(engine regress isolation pgtap tap demo)
 passed=0
 failed=0
 
@@ -32,7 +32,7 @@ count()
 	echo "-- $ok passed, $not_ok failed"
 }
 
-# run SUITE COMMAND...
+# run SUITE COMMAND...: show what matters while it runs, and count.
 run()
 {
 	local suite=$1
@@ -41,20 +41,42 @@ run()
 
 	shift
 	say "$suite"
-	"$@" >"$log" 2>&1 || status=$?
 	case $suite in
 		regress | isolation)
-			cat "$log"
-			[ $status -eq 0 ] || cat "$work"/tree/regression.diffs \
-				"$work"/tree/test/isolation/output_iso/regression.diffs 2>/dev/null || true
+			"$@" 2>&1 | tee "$log" || status=$?
+			[ $status -eq 0 ] || cat regression.diffs output_iso/regression.diffs 2>/dev/null || true
+			rm -rf regression.diffs output_iso
 			;;
 		*)
 			# One line a test file, and all that failed or was said.
-			grep -vE '^ *(ok|# Subtest)' "$log" || true
+			"$@" 2>&1 | tee "$log" | { grep --line-buffered -vE '^ *(ok|# Subtest)' || true; } || status=$?
 			;;
 	esac
 	count "$log" $status
 }
+
+# The demo is one of the two commands of the README: its story has to be true.
+demo()
+{
+	local story
+
+	echo 1..1
+	if story=$("$top/scripts/demo.sh" </dev/null 2>&1) &&
+		grep -q 'lease of lock "nightly-report" under token 1 is lost' <<<"$story" &&
+		grep -q 'is held by "worker B" under token 2' <<<"$story"; then
+		echo 'ok 1 - scripts/demo.sh'
+	else
+		echo "$story"
+		echo 'not ok 1 - scripts/demo.sh'
+	fi
+}
+
+for suite in "${suites[@]}"; do
+	case $suite in
+		engine | regress | isolation | pgtap | tap | demo) ;;
+		*) die "unknown suite \"$suite\"" ;;
+	esac
+done
 
 begin
 apt_install libipc-run-perl "postgresql-$PG_VERSION-pgtap" \
@@ -108,8 +130,8 @@ for suite in "${suites[@]}"; do
 				DISTLOCK_REQUIRE_DRIVERS=1 \
 				prove -v -I "$pgxs/src/test/perl" -I test/t/lib test/t/*.pl
 			;;
-		*)
-			die "unknown suite \"$suite\""
+		demo)
+			run demo demo
 			;;
 	esac
 done

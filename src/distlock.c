@@ -40,6 +40,9 @@ bool		dl_durable = false;
 /* distlock.log_expirations: one LOG line for each lease that expires. */
 bool		dl_log_expirations = true;
 
+/* Keeps the size of shared memory below 4 GB, so that it fits a Size. */
+#define MAX_MAX_LEASES	(4 * 1024 * 1024)
+
 static object_access_hook_type previous_object_access = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 
@@ -63,7 +66,7 @@ define_settings(void)
 	DefineCustomIntVariable("distlock.max_leases",
 							"Sets how many leases can be held and waited for at the same time, in all databases.",
 							"Shared memory is taken for them at server start, about 0.8 kB for each.",
-							&dl_max_leases, 16384, 16, 16 * 1024 * 1024,
+							&dl_max_leases, 16384, 16, MAX_MAX_LEASES,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("distlock.default_ttl",
 							"Sets the time to live of a lease acquired without one.",

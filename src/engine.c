@@ -267,15 +267,16 @@ wake(DlEffects *fx, int backend)
 }
 
 /*
- * Draw a token, 0 if none is left.  Failed draws leave a gap, since next has
- * moved: the range a later limit opens begins where next then stands.
+ * Draw a token, 0 if none is left.  A failed draw leaves a gap.  The limit is
+ * read first: a reservation that ends in between may have skipped the token.
  */
 static int64
 draw_token(DlTokens *tokens)
 {
+	uint64		limit = pg_atomic_read_u64(&tokens->limit);
 	uint64		token = pg_atomic_fetch_add_u64(&tokens->next, 1);
 
-	return token <= pg_atomic_read_u64(&tokens->limit) ? (int64) token : 0;
+	return token <= limit ? (int64) token : 0;
 }
 
 static inline int64

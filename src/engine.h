@@ -134,6 +134,8 @@ typedef struct DlLease
 	int			backend;		/* whose request it is or was */
 	uint32		generation;		/* of that backend slot */
 	int			pid;
+	int			forced_by_pid;	/* in state over, if cause is forced */
+	Oid			forced_by_role;
 	Oid			owner;
 	char		holder[DL_HOLDER_MAX + 1];
 } DlLease;

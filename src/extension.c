@@ -51,9 +51,9 @@ member_relation(const char *name, Oid function)
 
 /*
  * The installation that this SQL function belongs to.  Needs a transaction;
- * throws if there is none.  Good until the next catalog access.
+ * throws if there is none.
  */
-const DlExtension *
+DlExtension
 dl_extension_of(Oid function)
 {
 	static bool registered = false;
@@ -61,7 +61,7 @@ dl_extension_of(Oid function)
 
 	for (int i = 0; i < ncached; i++)
 		if (cache[i].function == function)
-			return &cache[i].extension;
+			return cache[i].extension;
 
 	if (!registered)
 	{
@@ -80,6 +80,6 @@ dl_extension_of(Oid function)
 
 	if (ncached == lengthof(cache))
 		ncached = 0;
-	cache[ncached] = entry;
-	return &cache[ncached++].extension;
+	cache[ncached++] = entry;
+	return entry.extension;
 }

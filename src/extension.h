@@ -15,6 +15,6 @@ typedef struct DlExtension
 	Oid			control;		/* distlock_control */
 } DlExtension;
 
-extern const DlExtension *dl_extension_of(Oid function);
+extern DlExtension dl_extension_of(Oid function);
 
 #endif							/* DISTLOCK_EXTENSION_H */

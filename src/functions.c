@@ -10,6 +10,7 @@
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "replication/logicalworker.h"
 #include "tcop/utility.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -41,24 +42,34 @@ dl_require_library(void)
 }
 
 /* What every function on leases begins with. */
-static const DlExtension *
+static DlExtension
 begin_call(FunctionCallInfo fcinfo, const char *function)
 {
 	dl_require_library();
 	PreventCommandDuringRecovery(function);
+	PreventCommandIfParallelMode(function);
 	return dl_extension_of(fcinfo->flinfo->fn_oid);
+}
+
+/* And every function on the lock of its first argument. */
+static void
+begin_with_key(FunctionCallInfo fcinfo, const char *function, DlKey *key)
+{
+	DlExtension extension = begin_call(fcinfo, function);
+
+	dl_arg_key(fcinfo, 0, &extension, key);
 }
 
 static Datum
 acquire(FunctionCallInfo fcinfo, const char *function, bool try)
 {
-	const DlExtension *extension = begin_call(fcinfo, function);
+	DlExtension extension = begin_call(fcinfo, function);
 	DlRequest	request;
 	int64		wait;
 	int64		token;
 	bool		durable;
 
-	dl_arg_key(fcinfo, 0, extension, &request.key);
+	dl_arg_key(fcinfo, 0, &extension, &request.key);
 	wait = dl_arg_wait(fcinfo, 2);
 	request.mode = dl_arg_mode(fcinfo, 3);
 	request.scope = dl_arg_scope(fcinfo, 4);
@@ -67,7 +78,10 @@ acquire(FunctionCallInfo fcinfo, const char *function, bool try)
 	request.owner = GetUserId();
 	dl_arg_holder(fcinfo, 5, request.holder);
 
-	durable = PG_ARGISNULL(6) ? false : PG_GETARG_BOOL(6);
+	if (PG_ARGISNULL(6))
+		durable = dl_durable && request.scope == DL_SCOPE_LEASE;
+	else
+		durable = PG_GETARG_BOOL(6);
 	if (durable && request.scope != DL_SCOPE_LEASE)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -80,7 +94,7 @@ acquire(FunctionCallInfo fcinfo, const char *function, bool try)
 				 errdetail("Leases of this version do not outlive the server."),
 				 errhint("Leave out durable, or pass false.")));
 
-	token = dl_lease_acquire(extension, &request, wait, try);
+	token = dl_lease_acquire(&extension, &request, wait, try);
 	if (token == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_INT64(token);
@@ -105,7 +119,7 @@ distlock_renew(PG_FUNCTION_ARGS)
 	int64		token;
 	int64		remaining;
 
-	dl_arg_key(fcinfo, 0, begin_call(fcinfo, "distlock_renew()"), &key);
+	begin_with_key(fcinfo, "distlock_renew()", &key);
 	token = dl_arg_token(fcinfo, 1);
 	remaining = dl_lease_renew(&key, token, dl_arg_ttl(fcinfo, 2, 0));
 	if (remaining == DL_FOREVER)
@@ -118,7 +132,7 @@ distlock_release(PG_FUNCTION_ARGS)
 {
 	DlKey		key;
 
-	dl_arg_key(fcinfo, 0, begin_call(fcinfo, "distlock_release()"), &key);
+	begin_with_key(fcinfo, "distlock_release()", &key);
 	PG_RETURN_BOOL(dl_lease_release(&key, dl_arg_token(fcinfo, 1)));
 }
 
@@ -127,7 +141,7 @@ distlock_check(PG_FUNCTION_ARGS)
 {
 	DlKey		key;
 
-	dl_arg_key(fcinfo, 0, begin_call(fcinfo, "distlock_check()"), &key);
+	begin_with_key(fcinfo, "distlock_check()", &key);
 	PG_RETURN_BOOL(dl_lease_check(&key, dl_arg_token(fcinfo, 1)));
 }
 
@@ -136,22 +150,30 @@ distlock_force_release(PG_FUNCTION_ARGS)
 {
 	DlKey		key;
 
-	dl_arg_key(fcinfo, 0, begin_call(fcinfo, "distlock_force_release()"), &key);
+	begin_with_key(fcinfo, "distlock_force_release()", &key);
 	PG_RETURN_INT32(dl_lease_force_release(&key));
 }
 
-/* The trigger that keeps SQL away from distlock_control. */
+/*
+ * The trigger that keeps SQL away from distlock_control.  A publication FOR
+ * ALL TABLES contains our table, whose rows mean nothing to a subscriber:
+ * there they are passed over.
+ */
 Datum
 distlock_refuse_change(PG_FUNCTION_ARGS)
 {
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called by trigger manager",
 						"distlock_refuse_change")));
+	if (IsLogicalWorker() && TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		return PointerGetDatum(NULL);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("cannot change relation \"%s\"",
-					RelationGetRelationName(((TriggerData *) fcinfo->context)->tg_relation)),
+					RelationGetRelationName(trigger->tg_relation)),
 			 errdetail("It belongs to extension distlock, which alone writes it.")));
 }

@@ -75,28 +75,28 @@ obstacle_text(const Obstacle *obstacle)
 
 	initStringInfo(&buf);
 	if (obstacle->nleases == 0)
-		appendStringInfoString(&buf, _("Nobody holds the lock now."));
+		appendStringInfoString(&buf, "Nobody holds the lock now.");
 	else
 	{
 		if (obstacle->token == 0)
-			appendStringInfo(&buf, _("The lock has just been granted to \"%s\""),
+			appendStringInfo(&buf, "The lock has just been granted to \"%s\"",
 							 obstacle->holder);
 		else
-			appendStringInfo(&buf, _("The lock is held by \"%s\" under token %lld"),
+			appendStringInfo(&buf, "The lock is held by \"%s\" under token %lld",
 							 obstacle->holder, (long long) obstacle->token);
 		if (obstacle->pid != 0)
-			appendStringInfo(&buf, _(", process %d"), obstacle->pid);
+			appendStringInfo(&buf, ", process %d", obstacle->pid);
 		if (obstacle->remaining == DL_FOREVER)
-			appendStringInfoString(&buf, _(", with no time to live."));
+			appendStringInfoString(&buf, ", with no time to live.");
 		else
-			appendStringInfo(&buf, _(", for another %lld ms."),
+			appendStringInfo(&buf, ", for another %lld ms.",
 							 (long long) ((obstacle->remaining + 999) / 1000));
 		if (obstacle->nleases > 1)
-			appendStringInfo(&buf, _(" Other holders: %d."),
+			appendStringInfo(&buf, " Other holders: %d.",
 							 obstacle->nleases - 1);
 	}
 	if (obstacle->nwaiting > 0)
-		appendStringInfo(&buf, _(" Sessions waiting for it: %d."), obstacle->nwaiting);
+		appendStringInfo(&buf, " Sessions waiting for it: %d.", obstacle->nwaiting);
 	return buf.data;
 }
 
@@ -104,7 +104,8 @@ obstacle_text(const Obstacle *obstacle)
 
 /*
  * Log the leases of this partition that ended other than by release.  May
- * throw (as any logging may); needs no LWLock held.
+ * throw (as any logging may); needs no LWLock held.  Whoever comes by logs,
+ * so the statement of that session is left out.
  */
 void
 dl_log_over(int partition)
@@ -124,15 +125,18 @@ dl_log_over(int partition)
 		if (lease.cause == DL_FORCED)
 			ereport(LOG_SERVER_ONLY,
 					(errmsg("lease of lock \"%s\" was ended by distlock_force_release()", key.name),
-					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u.",
+					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u; ended by process %d, role with OID %u.",
 							   (long long) lease.token, lease.holder, lease.pid,
-							   lease.owner, key.database)));
+							   lease.owner, key.database,
+							   lease.forced_by_pid, lease.forced_by_role),
+					 errhidestmt(true), errhidecontext(true)));
 		else if (dl_log_expirations)
 			ereport(LOG_SERVER_ONLY,
 					(errmsg("lease of lock \"%s\" expired", key.name),
 					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u.",
 							   (long long) lease.token, lease.holder, lease.pid,
-							   lease.owner, key.database)));
+							   lease.owner, key.database),
+					 errhidestmt(true), errhidecontext(true)));
 	}
 }
 
@@ -211,7 +215,10 @@ dl_lease_abandon_wait(void)
 		dl_wake_worker();		/* it logs, we cannot */
 }
 
-/* Sleep until woken or until a deadline passes.  May throw on interrupts. */
+/*
+ * Sleep until woken or until a deadline passes.  May throw on interrupts, but
+ * not after the sleep: the caller looks first whether it has been granted.
+ */
 static void
 sleep_until(int64 deadline)
 {
@@ -228,7 +235,6 @@ sleep_until(int64 deadline)
 	}
 	(void) WaitLatch(MyLatch, events, timeout, dl_acquire_wait_event());
 	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
 }
 
 static void
@@ -238,12 +244,12 @@ wait_is_over(const DlKey *key, bool lock_timeout, const Obstacle *obstacle)
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("canceling statement due to lock timeout"),
-				 errdetail("%s", obstacle_text(obstacle)),
+				 errdetail_internal("%s", obstacle_text(obstacle)),
 				 errcontext("while acquiring lock \"%s\"", key->name)));
 	ereport(ERROR,
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 			 errmsg("could not obtain lock \"%s\"", key->name),
-			 errdetail("%s", obstacle_text(obstacle))));
+			 errdetail_internal("%s", obstacle_text(obstacle))));
 }
 
 /*
@@ -265,6 +271,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	int64		lock_timeout_end = DL_FOREVER;
 	bool		swept = false;
 
+	dl_lease_abandon_wait();	/* an error caught without a savepoint */
 	request->backend = dl_my_backend();
 	request->generation = dl_session_start();
 	request->pid = MyProcPid;
@@ -273,7 +280,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 
 	if (wait > 0 && pg_add_s64_overflow(dl_now(), wait, &wait_end))
 		wait_end = DL_FOREVER;
-	if (LockTimeout > 0)
+	if (LockTimeout > 0 && wait != 0)
 		lock_timeout_end = dl_now() + LockTimeout * INT64CONST(1000);
 	request->may_wait = wait != 0;
 
@@ -293,7 +300,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 		if (lease == NULL)
 		{
 			self = dl_txn_releases_any() &&
-				dl_txn_releases_lock(dl_engine_find_lock(engine, &request->key));
+				dl_txn_releases_lock(dl_engine_find_lock(engine, &request->key), now);
 			verdict = self ? DL_BUSY :
 				dl_engine_request(engine, request, now, GetCurrentTimestamp(),
 								  &lease, &fx);
@@ -396,6 +403,15 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 
 /* ---- Live leases ---- */
 
+/* The name of a role in quotes, or its OID if it has been dropped. */
+static char *
+role_text(Oid role)
+{
+	char	   *name = GetUserNameFromId(role, true);
+
+	return name != NULL ? psprintf("\"%s\"", name) : psprintf("with OID %u", role);
+}
+
 /*
  * Find the live lease of this name and token, and return with its partition
  * locked, whether or not there is one.  Throws 42501, without the lock, when
@@ -425,8 +441,8 @@ lock_lease(const DlKey *key, int64 token, int64 *now, DlEffects *fx)
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("permission denied for lease of lock \"%s\"", key->name),
-					 errdetail("The lease under token %lld was acquired by role \"%s\".",
-							   (long long) token, GetUserNameFromId(owner, true))));
+					 errdetail("The lease under token %lld was acquired by role %s.",
+							   (long long) token, role_text(owner))));
 		vetted = owner;
 	}
 }
@@ -463,8 +479,8 @@ dl_lease_renew(const DlKey *key, int64 token, int64 ttl)
 	ereport(ERROR,
 			(errcode(ERRCODE_DISTLOCK_LEASE_LOST),
 			 errmsg("lease of lock \"%s\" under token %lld is lost", key->name, (long long) token),
-			 errdetail("%s", releasing ?
-					   _("This transaction has released it.") : obstacle_text(&obstacle)),
+			 errdetail_internal("%s", releasing ?
+					   "This transaction has released it." : obstacle_text(&obstacle)),
 			 errhint("Stop the work that relied on it, and acquire the lock again for a new token.")));
 }
 

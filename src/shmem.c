@@ -147,9 +147,12 @@ dl_effects_wake(DlEffects *fx)
 void
 dl_wake_worker(void)
 {
-	Latch	   *latch = dl_shared->worker_latch;
+	Latch	   *latch;
 
+	/* In this order: a worker that starts now may fall asleep after us. */
 	pg_atomic_write_u32(&dl_shared->worker_asleep, 0);
+	pg_memory_barrier();
+	latch = dl_shared->worker_latch;
 	if (latch != NULL)
 		SetLatch(latch);
 }

@@ -148,6 +148,11 @@ find_control_row(Relation control)
 				 errmsg("relation \"%s\" has lost its row", RelationGetRelationName(control)),
 				 errhint("Drop the extension and create it again.")));
 	tid = slot->tts_tid;
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("relation \"%s\" has more than one row", RelationGetRelationName(control)),
+				 errhint("Drop the extension and create it again.")));
 	ExecDropSingleTupleTableSlot(slot);
 	table_endscan(scan);
 	return tid;
@@ -172,11 +177,13 @@ tuple_data(Page page, OffsetNumber offset)
 	return (char *) tuple + tuple->t_hoff;
 }
 
-/* What the sequence says was handed out last. */
+/* What the sequence says was handed out last, which is not below 0. */
 static int64
 sequence_limit(const FormData_pg_sequence_data *data)
 {
-	return data->is_called ? data->last_value : data->last_value - 1;
+	int64		last = Max(data->last_value, 1);
+
+	return data->is_called ? last : last - 1;
 }
 
 /*
@@ -237,7 +244,7 @@ write_limit(DlDatabase *database, Relation sequence, Relation control,
 
 /*
  * Reserve a range unless there are tokens enough.  With "wait" false, do
- * nothing when a relation is locked by somebody else.
+ * nothing when somebody else is about it or has a relation locked.
  */
 static void
 reserve(const DlExtension *extension, bool wait)
@@ -259,13 +266,24 @@ reserve(const DlExtension *extension, bool wait)
 		UnlockRelationOid(extension->sequence, RowExclusiveLock);
 		return;
 	}
-	sequence = relation_open(extension->sequence, NoLock);
-	control = relation_open(extension->control, NoLock);
+	sequence = try_relation_open(extension->sequence, NoLock);
+	control = try_relation_open(extension->control, NoLock);
+	if (sequence == NULL || control == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension distlock has been dropped")));
 	check_relation(sequence, RELKIND_SEQUENCE);
 	check_relation(control, RELKIND_RELATION);
 	row = find_control_row(control);
 
-	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	if (wait)
+		LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	else if (!LWLockConditionalAcquire(dl_shared->token_lock, LW_EXCLUSIVE))
+	{
+		relation_close(control, RowExclusiveLock);
+		relation_close(sequence, RowExclusiveLock);
+		return;
+	}
 	database = attach_database();
 	if (database->extension != extension->oid || tokens_left(database) < LOW_TOKENS)
 	{

@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
@@ -42,6 +43,7 @@ typedef struct Action
 	int			partition;
 	DlLease    *lease;
 	uint64		serial;			/* the lease is ours while it has this one */
+	Oid			role;			/* who forces the release */
 	Oid			database;		/* to be removed */
 	Oid			extension;		/* likewise; invalid: all of the database */
 } Action;
@@ -126,7 +128,9 @@ dl_txn_acquired(DlLease *lease)
 void
 dl_txn_release(DlLease *lease, bool forced)
 {
-	push_lease(forced ? ACTION_FORCE_RELEASE : ACTION_RELEASE, lease);
+	Action	   *action = push_lease(forced ? ACTION_FORCE_RELEASE : ACTION_RELEASE, lease);
+
+	action->role = GetUserId();
 	lease->nreleasing++;
 	lease->lock->nreleasing++;
 	nreleases++;
@@ -190,9 +194,9 @@ dl_txn_releases(const DlLease *lease)
 	return false;
 }
 
-/* Will it release a lease of this lock, which may be null? */
+/* Will it release a live lease of this lock, which may be null? */
 bool
-dl_txn_releases_lock(const DlLock *lock)
+dl_txn_releases_lock(const DlLock *lock, int64 now)
 {
 	int			partition;
 
@@ -201,7 +205,8 @@ dl_txn_releases_lock(const DlLock *lock)
 	partition = dl_partition_of(lock->key.hash);
 	for (int i = nactions - 1; i >= 0; i--)
 		if (is_release(&actions[i]) && actions[i].partition == partition &&
-			is_current(&actions[i]) && actions[i].lease->lock == lock)
+			is_current(&actions[i]) && actions[i].lease->lock == lock &&
+			actions[i].lease->deadline > now)
 			return true;
 	return false;
 }
@@ -217,6 +222,8 @@ finish_lease(const Action *action, bool committed, DlEffects *fx)
 	{
 		lease->nreleasing--;
 		lease->lock->nreleasing--;
+		lease->forced_by_pid = MyProcPid;
+		lease->forced_by_role = action->role;
 		if (committed)
 			dl_engine_end(dl_shared->engine, lease,
 						  action->kind == ACTION_RELEASE ? DL_RELEASED : DL_FORCED,
@@ -260,6 +267,22 @@ finish(int nest_level, bool committed)
 	}
 }
 
+/* No callback tells of COMMIT PREPARED, so there must be nothing to do then. */
+static void
+check_prepare(void)
+{
+	for (int i = 0; i < nactions; i++)
+		if (actions[i].kind == ACTION_REMOVE)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot PREPARE a transaction that has dropped extension distlock")));
+	if (nactions > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot PREPARE a transaction that has acquired or released leases"),
+				 errhint("Acquire before BEGIN, and release after COMMIT PREPARED.")));
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -272,11 +295,7 @@ xact_callback(XactEvent event, void *arg)
 			outcome = OUTCOME_ABORTED;
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			if (nactions > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has acquired or released leases"),
-						 errhint("Acquire before BEGIN, and release after COMMIT PREPARED.")));
+			check_prepare();
 			break;
 		default:
 			break;

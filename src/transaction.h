@@ -17,7 +17,7 @@ extern void dl_txn_acquired(DlLease *lease);
 extern void dl_txn_release(DlLease *lease, bool forced);
 extern bool dl_txn_releases_any(void);
 extern bool dl_txn_releases(const DlLease *lease);
-extern bool dl_txn_releases_lock(const DlLock *lock);
+extern bool dl_txn_releases_lock(const DlLock *lock, int64 now);
 extern void dl_txn_remove(Oid database, Oid extension);
 
 #endif							/* DISTLOCK_TRANSACTION_H */

@@ -117,7 +117,7 @@ begin_view(FunctionCallInfo fcinfo)
 {
 	dl_require_library();
 	InitMaterializedSRF(fcinfo, 0);
-	return dl_extension_of(fcinfo->flinfo->fn_oid)->oid;
+	return dl_extension_of(fcinfo->flinfo->fn_oid).oid;
 }
 
 static void
@@ -126,6 +126,14 @@ put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+}
+
+/* Where the values of one row live. */
+static MemoryContext
+row_context(void)
+{
+	return AllocSetContextCreate(CurrentMemoryContext, "distlock view row",
+								 ALLOCSET_SMALL_SIZES);
 }
 
 static Datum
@@ -203,6 +211,8 @@ Datum
 distlock_show_leases(PG_FUNCTION_ARGS)
 {
 	Oid			extension = begin_view(fcinfo);
+	MemoryContext context = row_context();
+	MemoryContext outer;
 	Copy		copy = {0};
 
 	for (int p = 0; p < DL_NPARTITIONS; p++)
@@ -213,8 +223,12 @@ distlock_show_leases(PG_FUNCTION_ARGS)
 			const DlLease *lease = &copy.rows[i].lease;
 
 			CHECK_FOR_INTERRUPTS();
-			if (lease->state == DL_LIVE && lease->deadline > copy.now)
-				put_lease(fcinfo, &copy, &copy.rows[i]);
+			if (lease->state != DL_LIVE || lease->deadline <= copy.now)
+				continue;
+			outer = MemoryContextSwitchTo(context);
+			put_lease(fcinfo, &copy, &copy.rows[i]);
+			MemoryContextSwitchTo(outer);
+			MemoryContextReset(context);
 		}
 	}
 	return (Datum) 0;
@@ -282,6 +296,8 @@ Datum
 distlock_show_waiters(PG_FUNCTION_ARGS)
 {
 	Oid			extension = begin_view(fcinfo);
+	MemoryContext context = row_context();
+	MemoryContext outer;
 	Copy		copy = {0};
 
 	for (int p = 0; p < DL_NPARTITIONS; p++)
@@ -292,8 +308,12 @@ distlock_show_waiters(PG_FUNCTION_ARGS)
 			DlState		state = copy.rows[i].lease.state;
 
 			CHECK_FOR_INTERRUPTS();
-			if (state == DL_WAITING || state == DL_GRANTED)
-				put_waiter(fcinfo, &copy, i);
+			if (state != DL_WAITING && state != DL_GRANTED)
+				continue;
+			outer = MemoryContextSwitchTo(context);
+			put_waiter(fcinfo, &copy, i);
+			MemoryContextSwitchTo(outer);
+			MemoryContextReset(context);
 		}
 	}
 	return (Datum) 0;
