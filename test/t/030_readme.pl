@@ -9,8 +9,16 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $readme = slurp_file("$FindBin::RealBin/../../README.md");
-my @examples = $readme =~ /^```sql\n(.*?)^```$/msg;
-cmp_ok(scalar(@examples), '>=', 8, 'the README has examples');
+my @examples;
+while ($readme =~ /^```sql( error)?\n(.*?)^```$/msg)
+{
+	# An example of an error is one statement, and names its SQLSTATE.
+	push @examples,
+	  $1
+	  ? "\\set ON_ERROR_STOP off\n$2\\echo :LAST_ERROR_SQLSTATE\n\\set ON_ERROR_STOP on\n"
+	  : $2;
+}
+cmp_ok(scalar(@examples), '>=', 9, 'the README has examples');
 
 my $node = PostgreSQL::Test::Cluster->new('readme');
 $node->init;
@@ -25,7 +33,7 @@ my $status = $node->psql(
 	stderr => \$stderr,
 	on_error_stop => 1);
 is($status, 0, 'every example runs');
-is($stderr, '', 'without error or warning');
+unlike($stderr, qr/WARNING|ERROR.*ERROR/s, 'with the one error it announces');
 
 my @shown = split /^----\n?/m, $stdout;
 
@@ -39,10 +47,11 @@ like(
 	'transaction scope ended at commit');
 like($shown[4], qr/^t\n0$/, 'an acquire is undone by rollback');
 like($shown[5], qr/f\|f$/, 'a lost lease is neither good nor released');
-like($shown[6], qr/^report\|\d+\|worker 1\|[^|]+\|00:00:.*\|0$/m,
+like($shown[6], qr/^LK001$/, 'and cannot be renewed');
+like($shown[7], qr/^report\|\d+\|worker 1\|[^|]+\|00:00:.*\|0$/m,
 	'the views show the holder')
   or diag $stdout;
-like($shown[7], qr/^1$/, 'force_release ends one lease');
+like($shown[8], qr/^1$/, 'force_release ends one lease');
 
 $node->stop;
 done_testing();
