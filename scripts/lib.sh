@@ -111,7 +111,11 @@ cleanup()
 			>/dev/null 2>&1 || true
 	done
 	cd /
-	rm -rf "$work"
+	if [ "${keep:-no}" = yes ]; then
+		echo "logs and data are kept in $work" >&2
+	else
+		rm -rf "$work"
+	fi
 }
 
 # Build the tree in $work/tree and install the extension.

@@ -4,7 +4,8 @@
 #
 # Usage: scripts/test.sh [SUITE...]
 # Suites: engine regress isolation pgtap tap demo; all of them without arguments.
-# PG_VERSION chooses another major version than Debian's own.
+# PG_VERSION chooses another major version than Debian's own.  Logs are kept
+# when a test has failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -136,6 +137,7 @@ for suite in "${suites[@]}"; do
 	esac
 done
 
+[ "$failed" -eq 0 ] || keep=yes
 echo
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

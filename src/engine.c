@@ -52,9 +52,9 @@ dl_engine_size(int max_leases, int nbackends)
 
 	return MAXALIGN(sizeof(DlEngine)) +
 		(Size) nbackends * DL_NPARTITIONS * sizeof(dlist_head) +
-		2 * buckets * sizeof(dlist_head) +
-		(Size) max_leases * MAXALIGN(sizeof(DlLease)) +
-		(Size) lock_count(max_leases) * MAXALIGN(sizeof(DlLock));
+		2 * buckets * sizeof(dlist_head) + PG_CACHE_LINE_SIZE +
+		(Size) max_leases * CACHELINEALIGN(sizeof(DlLease)) +
+		(Size) lock_count(max_leases) * CACHELINEALIGN(sizeof(DlLock));
 }
 
 static dlist_head *
@@ -90,12 +90,13 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
 		dlist_init(&part->free_locks);
 		SpinLockInit(&part->mutex);
 	}
+	memory = (char *) CACHELINEALIGN(memory);
 	for (int i = 0; i < max_leases; i++)
 	{
 		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
 		DlLease    *lease = (DlLease *) memory;
 
-		memory += MAXALIGN(sizeof(DlLease));
+		memory += CACHELINEALIGN(sizeof(DlLease));
 		memset(lease, 0, sizeof(DlLease));
 		dlist_push_tail(&part->free_leases, &lease->lock_link);
 	}
@@ -104,7 +105,7 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
 		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
 		DlLock	   *lock = (DlLock *) memory;
 
-		memory += MAXALIGN(sizeof(DlLock));
+		memory += CACHELINEALIGN(sizeof(DlLock));
 		memset(lock, 0, sizeof(DlLock));
 		dlist_push_tail(&part->free_locks, &lock->bucket_link);
 	}

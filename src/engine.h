@@ -108,35 +108,36 @@ typedef struct DlLock
  */
 typedef struct DlLease
 {
+	/* What renew, check and release look at comes first, close together. */
+	dlist_node	token_link;		/* in a token bucket, while live */
+	int64		token;			/* 0 while waiting */
+	struct DlLock *lock;		/* null in states free, lapsed, dropped */
+	int64		deadline;		/* DL_FOREVER when ttl is 0 */
+	int64		ttl;			/* 0: none */
+	int64		key;			/* in the heap; never above the deadline */
+	int64		renewals;
+	Oid			owner;
+	int			nreleasing;		/* open transactions that will release it */
 	DlState		state;
 	DlMode		mode;
 	DlScope		scope;
-	DlCause		cause;			/* in state over */
-	uint64		serial;			/* differs for each use of this record */
-	DlLock	   *lock;			/* null in states free, lapsed, dropped */
-	dlist_node	lock_link;		/* in leases, queue, the over or a free list */
-	dlist_node	token_link;		/* in a token bucket, while live */
-	dlist_node	backend_link;	/* if in_backend: ends with its backend */
-	bool		in_backend;
 	uint8		rank;			/* deadline heap; 0 when not in it */
+	bool		in_backend;
+	uint64		serial;			/* differs for each use of this record */
+	dlist_node	lock_link;		/* in leases, queue, the over or a free list */
+	dlist_node	backend_link;	/* if in_backend: ends with its backend */
 	struct DlLease *left;
 	struct DlLease *right;
 	struct DlLease *parent;
-	int64		key;			/* in the heap; never above the deadline */
-	int64		deadline;		/* DL_FOREVER when ttl is 0 */
-	int64		ttl;			/* 0: none */
-	int64		token;			/* 0 while waiting */
 	int64		timer;			/* waiting: when it will look by itself */
 	int64		since;			/* waiting: when it joined the queue */
-	int64		renewals;
 	TimestampTz granted_at;		/* wall clock, for people */
-	int			nreleasing;		/* open transactions that will release it */
+	DlCause		cause;			/* in state over */
 	int			backend;		/* whose request it is or was */
 	uint32		generation;		/* of that backend slot */
 	int			pid;
 	int			forced_by_pid;	/* in state over, if cause is forced */
 	Oid			forced_by_role;
-	Oid			owner;
 	char		holder[DL_HOLDER_MAX + 1];
 } DlLease;
 
