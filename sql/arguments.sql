@@ -4,23 +4,12 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS distlock;
 DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+SET distlock.default_ttl = '30s';
+SET distlock.max_ttl = '1d';
 
--- What a person is shown when the statement fails.
-CREATE FUNCTION pg_temp.error_of(statement text) RETURNS text
-LANGUAGE plpgsql AS $$
-DECLARE
-    message text;
-    detail text;
-    hint text;
-BEGIN
-    EXECUTE statement;
-    RETURN 'no error';
-EXCEPTION WHEN OTHERS THEN
-    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT,
-        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-    RETURN concat_ws(E'\n  ', SQLSTATE || ': ' || message,
-                     'detail: ' || nullif(detail, ''), 'hint: ' || nullif(hint, ''));
-END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set error_of :abs_srcdir '/sql/include/error_of.sql'
+\i :error_of
 
 \pset format unaligned
 \pset tuples_only on
@@ -106,13 +95,12 @@ SELECT distlock_release('a', distlock_acquire('a', ttl => '-1 day 24:00:30'));
 SELECT distlock_release('a', distlock_acquire('a', ttl => '1 day'));
 SELECT distlock_release('a', distlock_acquire('a', ttl => '24:00:00'));
 
--- An infinite interval, where there is one
-SELECT CASE WHEN current_setting('server_version_num')::int < 170000 THEN '22023'
-    ELSE left(pg_temp.error_of(format('SELECT distlock_acquire(''a'', ttl => %L)', ttl)), 5) END
-FROM (VALUES ('infinity'), ('-infinity')) AS s (ttl);
-SELECT CASE WHEN current_setting('server_version_num')::int < 170000 THEN '22023'
-    ELSE left(pg_temp.error_of(format('SELECT distlock_acquire(''a'', wait => %L)', wait)), 5) END
-FROM (VALUES ('infinity'), ('-infinity')) AS s (wait);
+-- An infinite interval, which is no interval at all before version 17
+SELECT CASE WHEN current_setting('server_version_num')::int < 170000
+    THEN '22007' ELSE '22023' END AS infinite \gset
+SELECT argument, value, left(pg_temp.error_of(format('SELECT distlock_acquire(''a'', %I => %L)',
+    argument, value)), 5) = :'infinite' AS refused
+FROM (VALUES ('ttl'), ('wait')) AS a (argument), (VALUES ('infinity'), ('-infinity')) AS v (value);
 
 -- A renewal is checked alike, and before the lease is looked for.
 SELECT ttl || '  ' || pg_temp.error_of(format('SELECT distlock_renew(''a'', 1, %L)', ttl))
@@ -132,8 +120,8 @@ SET distlock.default_ttl = '45500ms';
 SELECT distlock_acquire('a') AS token \gset
 SELECT ttl, remaining <= ttl FROM distlock_leases WHERE token = :token;
 SELECT distlock_release('a', :token);
-RESET distlock.default_ttl;
-RESET distlock.max_ttl;
+SET distlock.default_ttl = '30s';
+SET distlock.max_ttl = '1d';
 
 --
 -- The wait

@@ -4,26 +4,14 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS distlock;
 DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+SET distlock.default_ttl = '30s';
+SET distlock.max_ttl = '1d';
 SET application_name = 'leases';
 SET statement_timeout = '2min';		-- fail rather than wait for long
 
--- What a person is shown when the statement fails, numbers as N.
-CREATE FUNCTION pg_temp.error_of(statement text) RETURNS text
-LANGUAGE plpgsql AS $$
-DECLARE
-    message text;
-    detail text;
-    hint text;
-BEGIN
-    EXECUTE statement;
-    RETURN 'no error';
-EXCEPTION WHEN OTHERS THEN
-    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT,
-        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-    RETURN concat_ws(E'\n  ', SQLSTATE || ': ' || regexp_replace(message, '\d+', 'N', 'g'),
-                     'detail: ' || regexp_replace(nullif(detail, ''), '\d+', 'N', 'g'),
-                     'hint: ' || nullif(hint, ''));
-END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set error_of :abs_srcdir '/sql/include/error_of.sql'
+\i :error_of
 
 -- Waits until the lease has expired, at most a minute.
 CREATE FUNCTION pg_temp.await_expiry(name text, token bigint) RETURNS boolean
@@ -208,9 +196,9 @@ SELECT ttl, isfinite(expires_at) FROM distlock_leases WHERE token = :token;
 SELECT distlock_release('endless', :token);
 
 -- The default time to live
-SHOW distlock.default_ttl;
+SET distlock.default_ttl = '40s';
 SELECT distlock_acquire('default') AS token \gset
-SELECT ttl, remaining BETWEEN interval '0' AND interval '30 s' FROM distlock_leases WHERE token = :token;
+SELECT ttl, remaining BETWEEN interval '0' AND interval '40 s' FROM distlock_leases WHERE token = :token;
 SELECT distlock_release('default', :token);
 
 --
@@ -254,6 +242,8 @@ SELECT name, scope FROM distlock_leases ORDER BY token;
 
 -- The end of the session ends what is in its scope, and nothing else.
 \c -
+SET distlock.default_ttl = '30s';
+SET distlock.max_ttl = '1d';
 DO $$
 BEGIN
     FOR i IN 1..6000 LOOP

@@ -5,34 +5,21 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS distlock;
 DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
 SET distlock.default_ttl = '10min';
+SET distlock.max_ttl = '1d';
 SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
 
 DROP ROLE IF EXISTS regress_distlock_alice, regress_distlock_bob,
-    regress_distlock_team, regress_distlock_admin;
+    regress_distlock_team, regress_distlock_admin, regress_distlock_carol;
 CREATE ROLE regress_distlock_alice;
 CREATE ROLE regress_distlock_bob;
 CREATE ROLE regress_distlock_team;
 CREATE ROLE regress_distlock_admin;
 
--- What a person is shown when the statement fails, numbers as N.
 CREATE SCHEMA regress_distlock;
 GRANT USAGE ON SCHEMA regress_distlock TO PUBLIC;
-CREATE FUNCTION regress_distlock.error_of(statement text) RETURNS text
-LANGUAGE plpgsql AS $$
-DECLARE
-    message text;
-    detail text;
-    hint text;
-BEGIN
-    EXECUTE statement;
-    RETURN 'no error';
-EXCEPTION WHEN OTHERS THEN
-    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT,
-        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-    RETURN concat_ws(E'\n  ', SQLSTATE || ': ' || regexp_replace(message, '\d+', 'N', 'g'),
-                     'detail: ' || regexp_replace(nullif(detail, ''), '\d+', 'N', 'g'),
-                     'hint: ' || nullif(hint, ''));
-END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set error_of :abs_srcdir '/sql/include/error_of.sql'
+\i :error_of
 
 \pset format unaligned
 \pset tuples_only on
@@ -49,7 +36,7 @@ SELECT count(*) FROM distlock_stats;
 SELECT distlock_release('alice', :token);
 
 -- ... with no rights on what the tokens are kept in.
-SELECT regress_distlock.error_of(statement) FROM (VALUES
+SELECT pg_temp.error_of(statement) FROM (VALUES
     ('SELECT last_value FROM distlock_token_seq'),
     ('SELECT nextval(''distlock_token_seq'')'),
     ('SELECT currval(''distlock_token_seq'')'),
@@ -62,13 +49,13 @@ SELECT regress_distlock.error_of(statement) FROM (VALUES
     ('TRUNCATE distlock_control')) AS s (statement);
 RESET ROLE;
 -- Their owner cannot write the table either.
-SELECT regress_distlock.error_of(statement) FROM (VALUES
+SELECT pg_temp.error_of(statement) FROM (VALUES
     ('UPDATE distlock_control SET token_limit = 0'),
     ('INSERT INTO distlock_control VALUES (0)'),
     ('DELETE FROM distlock_control'),
     ('TRUNCATE distlock_control')) AS s (statement);
 SET session_replication_role = replica;
-SELECT regress_distlock.error_of('DELETE FROM distlock_control');
+SELECT pg_temp.error_of('DELETE FROM distlock_control');
 RESET session_replication_role;
 
 --
@@ -79,12 +66,12 @@ SELECT distlock_acquire('alice') AS token \gset
 SET ROLE regress_distlock_bob;
 SELECT distlock_check('alice', :token);
 SELECT owner FROM distlock_leases WHERE token = :token;
-SELECT regress_distlock.error_of(format('SELECT distlock_renew(''alice'', %s)', :token));
-SELECT regress_distlock.error_of(format('SELECT distlock_renew(''alice'', %s, ''1 ms'')', :token));
-SELECT regress_distlock.error_of(format('SELECT distlock_release(''alice'', %s)', :token));
-SELECT regress_distlock.error_of('SELECT distlock_force_release(''alice'')');
+SELECT pg_temp.error_of(format('SELECT distlock_renew(''alice'', %s)', :token));
+SELECT pg_temp.error_of(format('SELECT distlock_renew(''alice'', %s, ''1 ms'')', :token));
+SELECT pg_temp.error_of(format('SELECT distlock_release(''alice'', %s)', :token));
+SELECT pg_temp.error_of('SELECT distlock_force_release(''alice'')');
 -- With a wrong token there is no lease that could be refused.
-SELECT regress_distlock.error_of('SELECT distlock_renew(''alice'', 0)');
+SELECT pg_temp.error_of('SELECT distlock_renew(''alice'', 0)');
 SELECT distlock_release('alice', 0);
 RESET ROLE;
 SELECT renewals, ttl FROM distlock_leases WHERE token = :token;
@@ -97,7 +84,7 @@ RESET ROLE;
 DROP ROLE regress_distlock_gone;
 SELECT owner ~ '^\d+$' FROM distlock_leases WHERE token = :gone;
 SET ROLE regress_distlock_bob;
-SELECT left(regress_distlock.error_of(format('SELECT distlock_release(''gone'', %s)', :gone)), 5);
+SELECT left(pg_temp.error_of(format('SELECT distlock_release(''gone'', %s)', :gone)), 5);
 RESET ROLE;
 SELECT distlock_release('gone', :gone);
 
@@ -111,10 +98,23 @@ SELECT distlock_renew('alice', :token) > clock_timestamp(), distlock_release('al
 -- Membership does not work the other way round.
 SELECT distlock_acquire('bob') AS token \gset
 SET ROLE regress_distlock_alice;
-SELECT left(regress_distlock.error_of(format('SELECT distlock_renew(''bob'', %s)', :token)), 5);
+SELECT left(pg_temp.error_of(format('SELECT distlock_renew(''bob'', %s)', :token)), 5);
 RESET ROLE;
 SELECT distlock_release('bob', :token);
 REVOKE regress_distlock_alice FROM regress_distlock_bob;
+
+-- A member that does not inherit the owner's rights can but become the owner.
+CREATE ROLE regress_distlock_carol NOINHERIT IN ROLE regress_distlock_alice;
+SET ROLE regress_distlock_alice;
+SELECT distlock_acquire('alice') AS token \gset
+RESET ROLE;
+SET SESSION AUTHORIZATION regress_distlock_carol;
+SELECT pg_temp.error_of(format('SELECT distlock_renew(''alice'', %s)', :token));
+SELECT pg_temp.error_of(format('SELECT distlock_release(''alice'', %s)', :token));
+SET ROLE regress_distlock_alice;
+SELECT distlock_renew('alice', :token) > clock_timestamp(), distlock_release('alice', :token);
+RESET SESSION AUTHORIZATION;
+DROP ROLE regress_distlock_carol;
 
 -- A group that both belong to, and that took the lease
 GRANT regress_distlock_team TO regress_distlock_alice, regress_distlock_bob;
@@ -129,7 +129,7 @@ RESET ROLE;
 -- Taken away, it counts no more: the owner is looked at each time.
 REVOKE regress_distlock_team FROM regress_distlock_bob;
 SET ROLE regress_distlock_bob;
-SELECT left(regress_distlock.error_of(format('SELECT distlock_renew(''team'', %s)', :team)), 5);
+SELECT left(pg_temp.error_of(format('SELECT distlock_renew(''team'', %s)', :team)), 5);
 SET ROLE regress_distlock_alice;
 SELECT distlock_release('team', :team);
 RESET ROLE;
@@ -146,7 +146,7 @@ ALTER FUNCTION regress_distlock.give(text, bigint) OWNER TO regress_distlock_ali
 SET ROLE regress_distlock_bob;
 SELECT regress_distlock.take('definer') AS token \gset
 SELECT owner FROM distlock_leases WHERE token = :token;
-SELECT left(regress_distlock.error_of(format('SELECT distlock_release(''definer'', %s)', :token)), 5);
+SELECT left(pg_temp.error_of(format('SELECT distlock_release(''definer'', %s)', :token)), 5);
 SELECT distlock_check('definer', :token);
 SELECT regress_distlock.give('definer', :token);
 
@@ -155,7 +155,7 @@ BEGIN;
 SET LOCAL ROLE regress_distlock_alice;
 SELECT distlock_acquire('moment') AS token \gset
 SET LOCAL ROLE regress_distlock_bob;
-SELECT left(regress_distlock.error_of(format('SELECT distlock_release(''moment'', %s)', :token)), 5);
+SELECT left(pg_temp.error_of(format('SELECT distlock_release(''moment'', %s)', :token)), 5);
 SET LOCAL ROLE regress_distlock_alice;
 SELECT distlock_release('moment', :token);
 SET LOCAL ROLE regress_distlock_bob;
@@ -177,11 +177,11 @@ SELECT count(*) FROM distlock_leases;
 SET ROLE regress_distlock_alice;
 SELECT distlock_acquire('forced') AS token \gset
 -- Not even on one's own leases
-SELECT regress_distlock.error_of('SELECT distlock_force_release(''forced'')');
+SELECT pg_temp.error_of('SELECT distlock_force_release(''forced'')');
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION distlock_force_release TO regress_distlock_admin;
 SET ROLE regress_distlock_admin;
-SELECT left(regress_distlock.error_of(format('SELECT distlock_release(''forced'', %s)', :token)), 5);
+SELECT left(pg_temp.error_of(format('SELECT distlock_release(''forced'', %s)', :token)), 5);
 SELECT distlock_force_release('forced');
 SELECT distlock_check('forced', :token);
 RESET ROLE;

@@ -6,25 +6,12 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS distlock;
 DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
 SET distlock.default_ttl = '10min';
+SET distlock.max_ttl = '1d';
 SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
 
--- What a person is shown when the statement fails, numbers as N.
-CREATE FUNCTION pg_temp.error_of(statement text) RETURNS text
-LANGUAGE plpgsql AS $$
-DECLARE
-    message text;
-    detail text;
-    hint text;
-BEGIN
-    EXECUTE statement;
-    RETURN 'no error';
-EXCEPTION WHEN OTHERS THEN
-    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT,
-        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-    RETURN concat_ws(E'\n  ', SQLSTATE || ': ' || regexp_replace(message, '\d+', 'N', 'g'),
-                     'detail: ' || regexp_replace(nullif(detail, ''), '\d+', 'N', 'g'),
-                     'hint: ' || nullif(hint, ''));
-END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set error_of :abs_srcdir '/sql/include/error_of.sql'
+\i :error_of
 
 -- The names that are held now, and end all leases.
 CREATE FUNCTION pg_temp.held() RETURNS text
@@ -77,6 +64,15 @@ SELECT pg_temp.held();
 -- ... or at its end
 CREATE TEMP TABLE deferred (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
 INSERT INTO deferred SELECT 1 FROM (SELECT distlock_acquire('a')) AS s, generate_series(1, 2);
+SELECT pg_temp.held();
+-- ... or when it is cancelled
+SELECT undone FROM distlock_stats \gset
+SELECT distlock_acquire('a'), pg_cancel_backend(pg_backend_pid()), pg_sleep(60);
+SELECT pg_temp.held(), undone > :undone FROM distlock_stats;
+BEGIN;
+SET LOCAL statement_timeout = '200ms';
+SELECT distlock_acquire('a'), pg_sleep(60);
+ROLLBACK;
 SELECT pg_temp.held();
 
 -- Transaction scope ends with the transaction, either way.
@@ -436,8 +432,7 @@ SELECT pg_temp.held();
 -- Cursors
 --
 
--- What a holdable cursor acquires as it is filled at commit, it keeps.  (With
--- SCROLL it would begin anew at commit, and ask for the first row's lock again.)
+-- What a holdable cursor acquires as it is filled at commit, it keeps.
 BEGIN;
 DECLARE held NO SCROLL CURSOR WITH HOLD FOR
     SELECT i, distlock_acquire('held/' || i) > 0 FROM generate_series(1, 3) AS i;
@@ -448,7 +443,19 @@ SELECT pg_temp.held();
 FETCH ALL FROM held;
 CLOSE held;
 CALL pg_temp.clear();
--- ... unless filling it fails
+-- One that can scroll, as by default this one can, begins anew at commit, and
+-- waits for its own first row.
+CREATE TEMP TABLE rows AS SELECT i FROM generate_series(1, 3) AS i;
+BEGIN;
+DECLARE held CURSOR WITH HOLD FOR SELECT i, distlock_acquire('held/' || i) > 0 FROM rows;
+FETCH 1 FROM held;
+SELECT pg_temp.held();
+SET LOCAL lock_timeout = '200ms';
+\set VERBOSITY sqlstate
+COMMIT;
+\set VERBOSITY default
+SELECT pg_temp.held();
+-- Filling it may fail otherwise.
 BEGIN;
 DECLARE held NO SCROLL CURSOR WITH HOLD FOR
     SELECT distlock_acquire('held/' || i) > 0, 1 / (3 - i) FROM generate_series(1, 3) AS i;

@@ -4,6 +4,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS distlock;
 DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+SET distlock.default_ttl = '30s';
+SET distlock.max_ttl = '1d';
 SET application_name = 'views';
 SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
 

@@ -230,6 +230,34 @@ foreach my $wait (undef, '5s')
 	$_->quit foreach $holder, $victim, $next;
 }
 
+# ---- No polling ----
+
+# Who waits sleeps until something happens: it is hardly ever scheduled.  To
+# look for the lock every 20 ms would take a hundred turns.
+{
+	my ($holder, $waiter) = map { session($node) } 1 .. 2;
+	my $turns = sub {
+		my ($n) = slurp_file('/proc/' . $waiter->pid . '/status') =~
+		  /^voluntary_ctxt_switches:\s+(\d+)$/m;
+		return $n;
+	};
+	my ($before, $now);
+
+	$holder->run(q{SELECT distlock_acquire('a', '1h')});
+	$waiter->send(q{SELECT distlock_acquire('a', '1h')});
+	wait_for_queue($node, 'a', 1);
+	$before = $turns->();
+	$now = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
+	$node->poll_query_until('postgres',
+		"SELECT clock_timestamp() > '$now'::timestamptz + '2s'")
+	  or die 'the clock stands still';
+	cmp_ok($turns->() - $before, '<=', 5, 'who waits sleeps');
+	$holder->run(q{SELECT distlock_force_release('a')});
+	is_handed_over($waiter, 'after a sleep');
+	$holder->run(q{SELECT distlock_force_release('a')});
+	$_->quit foreach $holder, $waiter;
+}
+
 # ---- Behind a session that has stopped ----
 
 # The head of the queue and the worker are stopped when the lease expires, so

@@ -63,19 +63,17 @@ is(stat_of('expired'), $expired + 1, 'and counted');
 
 # Those whom nobody waits for are logged by the worker, the others by whoever
 # takes the lock over; each of them once.
-value(q{SELECT distlock_acquire('taken over', '10ms'); SELECT pg_sleep(0.02);
-		SELECT distlock_acquire('taken over')});
+value(q{SELECT distlock_acquire('taken over', '10ms'); SELECT distlock_acquire('taken over')});
 value(q{SELECT distlock_acquire('last', '10ms')});
 $node->wait_for_log(qr/lease of lock "last" expired/, $log);
 is(logged($_, $log), 1, "expiry of lock $_ is logged once") foreach 'logged', 'taken over', 'last';
 
-# Released, renewed or undone is not expired.
+# Released, renewed or undone is not expired.  One statement each, so that no
+# time passes in between.
 value(q{
-SELECT distlock_acquire('released', '1s') AS token \gset
-SELECT distlock_release('released', :token);
-SELECT distlock_acquire('renewed', '1s') AS token \gset
-SELECT distlock_renew('renewed', :token, '1h');
-BEGIN; SELECT distlock_acquire('undone', '1s'); ROLLBACK;
+SELECT distlock_release('released', distlock_acquire('released', '1s'));
+SELECT distlock_renew('renewed', distlock_acquire('renewed', '1s'), '1h');
+DO $$ BEGIN PERFORM distlock_acquire('undone', '1s'); ROLLBACK; END $$;
 SELECT distlock_acquire('last but not least', '1100ms')});
 $node->wait_for_log(qr/lease of lock "last but not least" expired/, $log);
 is(logged($_, $log), 0, "lock $_: no expiry is logged") foreach 'released', 'renewed', 'undone';
@@ -88,8 +86,7 @@ $log = -s $node->logfile;
 $expired = stat_of('expired');
 value(q{SELECT distlock_acquire('silent', '200ms')});
 wait_until("expired = $expired + 1 FROM distlock_stats");
-value(q{SELECT distlock_acquire('silent', '10ms'); SELECT pg_sleep(0.02);
-		SELECT distlock_acquire('silent')});
+value(q{SELECT distlock_acquire('silent', '10ms'); SELECT distlock_acquire('silent')});
 
 # Forced releases are logged all the same.  The worker logs them in the order
 # in which they ended, so the silent one would be in the log before.
@@ -205,7 +202,7 @@ sub counts
 	return;
 }
 
-counts(q{SELECT distlock_acquire('c')}, acquired => 1);
+counts(q{SELECT distlock_acquire('c', '1h')}, acquired => 1);
 counts(q{SELECT distlock_try_acquire('c')}, contended => 1, timeouts => 1);
 counts(q{SELECT distlock_acquire('c', wait => '10ms')}, contended => 1, timeouts => 1);
 counts(q{SET lock_timeout = '10ms'; SELECT distlock_acquire('c')}, contended => 1, timeouts => 1);
@@ -219,10 +216,26 @@ counts(q{BEGIN; SELECT distlock_acquire('c'); ROLLBACK}, acquired => 1, undone =
 counts(q{SELECT distlock_acquire('c'); SELECT distlock_force_release('c')},
 	acquired => 1, forced => 1);
 counts(
-	q{SELECT distlock_acquire('c', '500ms'), distlock_acquire('c', '500ms');
-	  SELECT pg_sleep(0.6); SELECT distlock_acquire('c', scope => 'transaction')},
-	acquired => 3, contended => 1, expired => 2, released => 1);
+	q{SELECT distlock_acquire('c', '500ms'), distlock_acquire('c', '500ms'),
+			 distlock_acquire('c', scope => 'transaction')},
+	acquired => 3, contended => 2, expired => 2, released => 1);
 cmp_ok(stat_of('wait_seconds'), '>', 1, 'counters: time spent waiting');
+
+# ---- A worker without a deadline ----
+
+# It sleeps without limit, and has to be woken for a forced release.  Once it
+# has logged the first, it has nothing to do but sleep.
+$node->restart;
+$log = -s $node->logfile;
+my $holder = session($node);
+foreach my $name ('forced first', 'forced asleep')
+{
+	$holder->run("SELECT distlock_acquire('$name', scope => 'session')");
+	value("SELECT distlock_force_release('$name')");
+	$node->wait_for_log(qr/lease of lock "$name" was ended by distlock_force_release/, $log);
+	pass("no deadline anywhere, $name: the worker is woken");
+}
+$holder->quit;
 
 $node->stop;
 

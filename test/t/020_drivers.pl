@@ -52,7 +52,8 @@ sub works
 
 my $pooler;
 
-# Start pgbouncer on the port; returns when it serves queries.
+# Start pgbouncer on the port, in a socket directory of its own: it asks nobody
+# for a password.  Returns that directory when it serves queries.
 sub start_pooler
 {
 	my ($port) = @_;
@@ -65,9 +66,9 @@ sub start_pooler
 [databases]
 postgres = host=$host port=$node_port user=$user
 [pgbouncer]
-listen_addr = 127.0.0.1
+listen_addr =
 listen_port = $port
-unix_socket_dir =
+unix_socket_dir = $dir
 auth_type = any
 pool_mode = transaction
 default_pool_size = $pool_size
@@ -79,9 +80,9 @@ pidfile = $dir/pgbouncer.pid
 		'<', \undef, '>', '/dev/null', '2>', '/dev/null');
 	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		return
+		return $dir
 		  if works('psql', '-XAtq', '-c', 'SELECT 1', '-d',
-			"host=127.0.0.1 port=$port dbname=postgres user=$user");
+			"host=$dir port=$port dbname=postgres user=$user");
 		$pooler->pump_nb;
 		last if !$pooler->pumpable;
 		usleep(100_000);
@@ -193,8 +194,7 @@ foreach my $route ('direct', 'pooled')
 	{
 		$no_pooler = 'pgbouncer is not installed' if !$have_pooler;
 		$port = PostgreSQL::Test::Cluster::get_free_port();
-		$host = '127.0.0.1';
-		start_pooler($port) if $have_pooler;
+		$host = start_pooler($port) if $have_pooler;
 	}
 	local $ENV{PGHOST} = $host;
 	local $ENV{PGPORT} = $port;
