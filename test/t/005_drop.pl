@@ -193,7 +193,9 @@ fills('DROP DATABASE');
 value('CREATE DATABASE other');
 value('CREATE EXTENSION distlock', 'other');
 my ($holder, $waiter) = map { session($node, 'other') } 1 .. 2;
-$holder->run(q{SELECT distlock_acquire('a', scope => 'session')});
+# The holder's lease outlives its session: else the waiter could be granted it
+# before its own session is terminated.
+$holder->run(q{SELECT distlock_acquire('a', ttl => '1h')});
 $waiter->send(q{SELECT distlock_acquire('a', scope => 'session')});
 wait_for_queue($node, 'a', 1, 'other');
 value('DROP DATABASE other WITH (FORCE)');
