@@ -38,8 +38,8 @@ ratio()
 	median "$work/ratio"
 }
 
-pairs="pair_lease:pair_advisory pair_lease:pair_advisory_int one_name_lease:one_name_advisory renew:relock renew:relock_two_keys"
-all="pair_lease pair_advisory pair_advisory_int one_name_lease one_name_advisory renew relock relock_two_keys empty"
+pairs="pair_lease:pair_advisory pair_lease:pair_advisory_int one_name_lease:one_name_advisory renew:relock renew:relock_two_keys renew:xact_lock"
+all="pair_lease pair_advisory pair_advisory_int one_name_lease one_name_advisory renew relock relock_two_keys xact_lock empty"
 
 say "$rounds rounds of $seconds s, $clients clients, $(nproc) cores, $(psql -X -A -t -c 'SHOW server_version')"
 for ((round = 1; round <= rounds; round++)); do
