@@ -3,12 +3,15 @@
 MODULE_big = distlock
 OBJS = \
 	src/arguments.o \
+	src/barrier.o \
 	src/deadline.o \
 	src/distlock.o \
 	src/engine.o \
 	src/extension.o \
+	src/fence.o \
 	src/functions.o \
 	src/lease.o \
+	src/protect.o \
 	src/session.o \
 	src/shmem.o \
 	src/token.o \
@@ -20,7 +23,7 @@ PGFILEDESC = "distlock - lock service: leases with fencing tokens"
 EXTENSION = distlock
 DATA = distlock--1.0.sql
 
-REGRESS = arguments leases transactions rights views limits
+REGRESS = arguments leases transactions guard protect rights views limits
 ISOLATION = setup fifo shared cancel commit undo expiry force successor
 ISOLATION_OPTS = --inputdir=test/isolation
 

@@ -17,7 +17,10 @@ CREATE FUNCTION distlock_show_stats(
     OUT forced bigint,
     OUT lapsed bigint,
     OUT lost bigint,
-    OUT swept bigint)
+    OUT swept bigint,
+    OUT guards bigint,
+    OUT guards_refused bigint,
+    OUT commits_refused bigint)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -42,6 +45,9 @@ COMMENT ON COLUMN distlock_stats.forced IS 'Leases ended by distlock_force_relea
 COMMENT ON COLUMN distlock_stats.lapsed IS 'Grants ended before their session came to take them';
 COMMENT ON COLUMN distlock_stats.lost IS 'Renewals refused because the lease was lost (SQLSTATE LK001)';
 COMMENT ON COLUMN distlock_stats.swept IS 'Leases that the search for expired ones has looked at';
+COMMENT ON COLUMN distlock_stats.guards IS 'Guards: how often a transaction has bound its commit to a lease';
+COMMENT ON COLUMN distlock_stats.guards_refused IS 'Calls of distlock_guard() refused because the lease was lost (SQLSTATE LK001)';
+COMMENT ON COLUMN distlock_stats.commits_refused IS 'Commits and PREPARE TRANSACTIONs refused because a lease that guards them was lost (SQLSTATE LK001)';
 GRANT SELECT ON distlock_stats TO PUBLIC;
 
 CREATE FUNCTION distlock_show_leases(
@@ -82,7 +88,7 @@ COMMENT ON COLUMN distlock_leases.ttl IS 'Time to live from the grant or the las
 COMMENT ON COLUMN distlock_leases.expires_at IS 'When the lease expires unless renewed, on the wall clock; infinity without time to live';
 COMMENT ON COLUMN distlock_leases.remaining IS 'Time until then, on the monotonic clock that decides; null without time to live';
 COMMENT ON COLUMN distlock_leases.renewals IS 'How often the lease has been renewed';
-COMMENT ON COLUMN distlock_leases.pins IS 'Commits in flight that hold the lease in place; 0 in this version';
+COMMENT ON COLUMN distlock_leases.pins IS 'Commits in flight of transactions that the lease guards: until they are done, the lock goes to nobody whom the lease excludes';
 COMMENT ON COLUMN distlock_leases.waiters IS 'How many requests wait for the lock';
 GRANT SELECT ON distlock_leases TO PUBLIC;
 
@@ -112,8 +118,8 @@ COMMENT ON COLUMN distlock_waiters.owner IS 'Role that waits, and will own the l
 COMMENT ON COLUMN distlock_waiters.holder IS 'Label for people that the lease will have';
 COMMENT ON COLUMN distlock_waiters.waiting_since IS 'When the request joined the queue, on the wall clock';
 COMMENT ON COLUMN distlock_waiters.position IS 'Place in the queue of the lock, 1 is next; 0: granted, and the session has not come to take it yet';
-COMMENT ON COLUMN distlock_waiters.blocked_by_tokens IS 'Tokens of the live leases that conflict with the request';
-COMMENT ON COLUMN distlock_waiters.blocked_by_pids IS 'Server processes of the leases, and of the requests ahead, that conflict with the request; without those whose session is gone';
+COMMENT ON COLUMN distlock_waiters.blocked_by_tokens IS 'Tokens of the leases that conflict with the request: live ones, and ended ones kept by commits in flight';
+COMMENT ON COLUMN distlock_waiters.blocked_by_pids IS 'Server processes of the leases, and of the requests ahead, that conflict with the request, without those whose session is gone; of an ended lease, those whose commits keep it';
 GRANT SELECT ON distlock_waiters TO PUBLIC;
 
 -- ---- The limit of tokens ----
@@ -228,6 +234,20 @@ COMMENT ON FUNCTION distlock_check(text, bigint) IS
 'name, token: of the lease, not null. '
 'Errors: 22004 for a null, 22023 for a name out of range, 25006 on a standby';
 
+CREATE FUNCTION distlock_guard(
+    name text,
+    token bigint)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_guard(text, bigint) IS
+'Binds this transaction to a lease: it commits only if the lease is live at its commit, and whom the lease excludes gets the lock only when the commit is visible. '
+'name, token: of the lease, not null. '
+'The guard goes when the savepoint in which it was made rolls back. PREPARE TRANSACTION counts as the commit; the next holder waits until the prepared transaction has ended. '
+'Errors: LK001 when the lease is released or expired, or released by this transaction, now or at commit, 42501 without the privileges of its owner, '
+'55000 in a REPEATABLE READ or SERIALIZABLE transaction older than the lease, 53400 when guards are used up, '
+'22004 for a null, 22023 for a name out of range, 25006 on a standby';
+
 CREATE FUNCTION distlock_force_release(
     name text)
 RETURNS integer
@@ -239,3 +259,72 @@ COMMENT ON FUNCTION distlock_force_release(text) IS
 'EXECUTE is revoked from PUBLIC: grant it to those who may take locks from others. '
 'Errors: 22004 for a null, 22023 for a name out of range, 25006 on a standby';
 REVOKE EXECUTE ON FUNCTION distlock_force_release(text) FROM PUBLIC;
+
+-- ---- Protected tables ----
+
+CREATE FUNCTION distlock_refuse_write() RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_refuse_write() IS
+'Trigger of distlock_protect() that refuses an unguarded write (SQLSTATE LK002)';
+
+CREATE FUNCTION distlock_unguarded(
+    rel regclass,
+    VARIADIC name "any")
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_unguarded(regclass, "any") IS
+'Condition of the triggers of distlock_protect(). '
+'rel: the protected table, not null. '
+'name: the parts of the lock''s name, put together as format() does with %s. '
+'Returns false if this transaction is guarded by a lease of that lock, or becomes so by a lease that needs no token. '
+'Errors: LK002 if it is not, or a part is null, 22023 for a name out of range';
+
+CREATE FUNCTION distlock_protect(
+    rel regclass,
+    name text)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_protect(regclass, text) IS
+'Lets no write reach a table but in transactions guarded on a lock, by distlock_guard() or by a lease that the session holds with session or transaction scope or that the transaction has acquired. '
+'rel: a table or partitioned table that the current role owns, not null. '
+'name: name of the lock, not null; {column} in it takes the value of that column of the row, {{ and }} stand for braces. An UPDATE needs guards for the old and the new row. '
+'TRUNCATE needs the guard, and is refused if the name contains a column. '
+'Errors: 42501 for a table of somebody else, 42809 for what is no table, 42710 if it is protected already, 42703 for a column that does not exist, 22023 for a name out of range, 22004 for a null, 25006 on a standby; '
+'LK002 for an unguarded write later on';
+
+CREATE FUNCTION distlock_unprotect(
+    rel regclass)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_unprotect(regclass) IS
+'Lets a table be written as any other again. '
+'rel: a protected table that the current role owns, not null. '
+'Errors: 42704 if it is not protected itself, 42501 for a table of somebody else, 22004 for a null, 25006 on a standby';
+
+CREATE FUNCTION distlock_protected_name(
+    trigger oid)
+RETURNS text
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_protected_name(oid) IS
+'The lock name in the condition of a trigger of distlock_protect(), null for any other trigger and for null';
+
+CREATE VIEW distlock_protected AS
+SELECT t.tgrelid::pg_catalog.regclass AS rel,
+    distlock_protected_name(t.oid) AS name,
+    (SELECT pg_catalog.bool_and(o.tgenabled = 'A') FROM pg_catalog.pg_trigger o
+     WHERE o.tgrelid = t.tgrelid AND o.tgfoid = t.tgfoid) AS enabled
+FROM pg_catalog.pg_trigger t
+WHERE t.tgfoid = 'distlock_refuse_write()'::pg_catalog.regprocedure
+    AND t.tgparentid = 0
+    AND t.tgtype & 5 = 5;
+COMMENT ON VIEW distlock_protected IS
+'The tables of this database protected by distlock_protect(); partitions go with their table';
+COMMENT ON COLUMN distlock_protected.rel IS 'The table';
+COMMENT ON COLUMN distlock_protected.name IS 'Name of the lock that a write needs a guard on; {column} stands for the value of that column';
+COMMENT ON COLUMN distlock_protected.enabled IS 'Are all its protecting triggers enabled, as they are unless somebody has disabled them by ALTER TABLE';
+GRANT SELECT ON distlock_protected TO PUBLIC;

@@ -70,8 +70,10 @@ SELECT pg_temp.error_of(format('SELECT distlock_renew(''alice'', %s)', :token));
 SELECT pg_temp.error_of(format('SELECT distlock_renew(''alice'', %s, ''1 ms'')', :token));
 SELECT pg_temp.error_of(format('SELECT distlock_release(''alice'', %s)', :token));
 SELECT pg_temp.error_of('SELECT distlock_force_release(''alice'')');
+SELECT pg_temp.error_of(format('SELECT distlock_guard(''alice'', %s)', :token));
 -- With a wrong token there is no lease that could be refused.
 SELECT pg_temp.error_of('SELECT distlock_renew(''alice'', 0)');
+SELECT left(pg_temp.error_of('SELECT distlock_guard(''alice'', 0)'), 5);
 SELECT distlock_release('alice', 0);
 RESET ROLE;
 SELECT renewals, ttl FROM distlock_leases WHERE token = :token;
@@ -91,9 +93,10 @@ SELECT distlock_release('gone', :gone);
 --
 -- Members of the owner, superusers
 --
-SELECT distlock_renew('alice', :token) > clock_timestamp();
+SELECT distlock_renew('alice', :token) > clock_timestamp(), distlock_guard('alice', :token);
 GRANT regress_distlock_alice TO regress_distlock_bob;
 SET ROLE regress_distlock_bob;
+SELECT distlock_guard('alice', :token);
 SELECT distlock_renew('alice', :token) > clock_timestamp(), distlock_release('alice', :token);
 -- Membership does not work the other way round.
 SELECT distlock_acquire('bob') AS token \gset
@@ -111,7 +114,9 @@ RESET ROLE;
 SET SESSION AUTHORIZATION regress_distlock_carol;
 SELECT pg_temp.error_of(format('SELECT distlock_renew(''alice'', %s)', :token));
 SELECT pg_temp.error_of(format('SELECT distlock_release(''alice'', %s)', :token));
+SELECT pg_temp.error_of(format('SELECT distlock_guard(''alice'', %s)', :token));
 SET ROLE regress_distlock_alice;
+SELECT distlock_guard('alice', :token);
 SELECT distlock_renew('alice', :token) > clock_timestamp(), distlock_release('alice', :token);
 RESET SESSION AUTHORIZATION;
 DROP ROLE regress_distlock_carol;
@@ -141,13 +146,18 @@ CREATE FUNCTION regress_distlock.take(name text) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER AS 'SELECT public.distlock_acquire(name)';
 CREATE FUNCTION regress_distlock.give(name text, token bigint) RETURNS boolean
 LANGUAGE sql SECURITY DEFINER AS 'SELECT public.distlock_release(name, token)';
+CREATE FUNCTION regress_distlock.guard(name text, token bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER AS 'SELECT public.distlock_guard(name, token)';
 ALTER FUNCTION regress_distlock.take(text) OWNER TO regress_distlock_alice;
+ALTER FUNCTION regress_distlock.guard(text, bigint) OWNER TO regress_distlock_alice;
 ALTER FUNCTION regress_distlock.give(text, bigint) OWNER TO regress_distlock_alice;
 SET ROLE regress_distlock_bob;
 SELECT regress_distlock.take('definer') AS token \gset
 SELECT owner FROM distlock_leases WHERE token = :token;
 SELECT left(pg_temp.error_of(format('SELECT distlock_release(''definer'', %s)', :token)), 5);
 SELECT distlock_check('definer', :token);
+SELECT left(pg_temp.error_of(format('SELECT distlock_guard(''definer'', %s)', :token)), 5);
+SELECT regress_distlock.guard('definer', :token);
 SELECT regress_distlock.give('definer', :token);
 
 -- Within a transaction, by the role of the moment
@@ -161,6 +171,16 @@ SELECT distlock_release('moment', :token);
 SET LOCAL ROLE regress_distlock_bob;
 COMMIT;
 SELECT distlock_check('moment', :token);
+
+-- A guard is looked at when it is made, and not again at commit.
+SET ROLE regress_distlock_alice;
+SELECT distlock_acquire('moment') AS token \gset
+BEGIN;
+SELECT distlock_guard('moment', :token);
+SET LOCAL ROLE regress_distlock_bob;
+SELECT left(pg_temp.error_of(format('SELECT distlock_guard(''moment'', %s)', :token)), 5);
+COMMIT;
+SELECT distlock_release('moment', :token);
 
 -- What is undone is undone, whoever ends the transaction.
 RESET ROLE;
@@ -192,6 +212,7 @@ SET ROLE regress_distlock_bob;
 SET distlock.default_ttl = '1min';
 SET distlock.max_ttl = '10d';
 SET distlock.log_expirations = off;
+SET distlock.terminate_stale = on;
 SET distlock.max_leases = 100;
 RESET ROLE;
 

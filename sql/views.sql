@@ -62,7 +62,8 @@ ORDER BY 1;
 --
 SELECT attrelid::regclass AS view, attname AS column, format_type(atttypid, atttypmod) AS type
 FROM pg_attribute
-WHERE attrelid IN ('distlock_leases'::regclass, 'distlock_waiters'::regclass, 'distlock_stats'::regclass) AND attnum > 0
+WHERE attrelid IN ('distlock_leases'::regclass, 'distlock_waiters'::regclass, 'distlock_stats'::regclass,
+    'distlock_protected'::regclass) AND attnum > 0
 ORDER BY attrelid::regclass::text, attnum;
 -- PUBLIC reads the views, and nothing else of ours.
 SELECT relname, array_agg(privilege_type ORDER BY privilege_type) AS public
@@ -118,6 +119,7 @@ SELECT distlock_try_acquire('a') AS busy;
 SELECT distlock_try_acquire('a', wait => '20 ms') AS waited;
 SELECT distlock_release('a', :token);
 DO $$ BEGIN PERFORM distlock_renew('a', -1); EXCEPTION WHEN SQLSTATE 'LK001' THEN END $$;
+DO $$ BEGIN PERFORM distlock_guard('a', -1); EXCEPTION WHEN SQLSTATE 'LK001' THEN END $$;
 BEGIN;
 SELECT distlock_acquire('a') > 0 AS granted;
 ROLLBACK;
@@ -125,14 +127,35 @@ SELECT distlock_acquire('a') > 0 AS granted;
 SELECT distlock_force_release('a');
 SELECT distlock_acquire('a', ttl => '1 us') > 0 AS granted;
 SELECT distlock_acquire('a') AS token \gset
+BEGIN;
+SELECT distlock_guard('a', :token);
 SELECT distlock_release('a', :token);
+COMMIT;
+SELECT distlock_acquire('a') AS token \gset
+BEGIN;
+SELECT distlock_guard('a', :token);
+SELECT distlock_renew('a', :token, '1 us') IS NOT NULL AS renewed;
+\set VERBOSITY sqlstate
+COMMIT;
+\set VERBOSITY default
 -- The counters are of the whole server, which others may use.
 SELECT a.acquired - b.acquired >= 5 AS acquired, a.contended - b.contended >= 2 AS contended,
     a.wait_seconds - b.wait_seconds > 0.019 AS wait_seconds, a.timeouts - b.timeouts >= 2 AS timeouts,
     a.renewed > b.renewed AS renewed, a.released - b.released >= 2 AS released, a.undone > b.undone AS undone,
-    a.expired > b.expired AS expired, a.forced > b.forced AS forced, a.lost > b.lost AS lost
+    a.expired > b.expired AS expired, a.forced > b.forced AS forced, a.lost > b.lost AS lost,
+    a.guards - b.guards >= 2 AS guards, a.guards_refused > b.guards_refused AS guards_refused,
+    a.commits_refused > b.commits_refused AS commits_refused
 FROM distlock_stats a, before b;
 
 -- The views cannot be written.
 SELECT view, pg_relation_is_updatable(view, true)
 FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats']::regclass[]) AS view;
+
+--
+-- distlock_protected
+--
+CREATE TEMP TABLE protected (id int);
+SELECT distlock_protect('protected', 'row {id}');
+SELECT * FROM distlock_protected;
+SELECT distlock_unprotect('protected');
+SELECT * FROM distlock_protected;

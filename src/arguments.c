@@ -31,15 +31,8 @@ refuse_null(FunctionCallInfo fcinfo, int arg, const char *what)
  * is compared goes into the hash.
  */
 void
-dl_arg_key(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
-		   DlKey *key)
+dl_make_key(const char *name, int len, const DlExtension *extension, DlKey *key)
 {
-	text	   *name;
-	int			len;
-
-	refuse_null(fcinfo, arg, "lock name");
-	name = PG_GETARG_TEXT_PP(arg);
-	len = VARSIZE_ANY_EXHDR(name);
 	if (len < 1 || len > DL_NAME_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -49,11 +42,22 @@ dl_arg_key(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
 	key->database = MyDatabaseId;
 	key->extension = extension->oid;
 	key->len = len;
-	memcpy(key->name, VARDATA_ANY(name), len);
+	memcpy(key->name, name, len);
 	key->name[len] = '\0';
 	key->hash = hash_bytes((const unsigned char *) key->name, len) ^
 		hash_bytes_uint32(key->database) ^
 		hash_bytes_uint32(~key->extension);
+}
+
+void
+dl_arg_key(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
+		   DlKey *key)
+{
+	text	   *name;
+
+	refuse_null(fcinfo, arg, "lock name");
+	name = PG_GETARG_TEXT_PP(arg);
+	dl_make_key(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), extension, key);
 }
 
 /* A token to look up: any value but null, though only positive ones exist. */

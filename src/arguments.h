@@ -16,6 +16,8 @@
 #include "engine.h"
 #include "extension.h"
 
+extern void dl_make_key(const char *name, int len, const DlExtension *extension,
+						DlKey *key);
 extern void dl_arg_key(FunctionCallInfo fcinfo, int arg,
 					   const DlExtension *extension, DlKey *key);
 extern int64 dl_arg_token(FunctionCallInfo fcinfo, int arg);

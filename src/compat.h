@@ -8,11 +8,21 @@
 #ifndef DISTLOCK_COMPAT_H
 #define DISTLOCK_COMPAT_H
 
+#include "access/transam.h"
+#include "catalog/pg_class.h"
 #include "storage/proc.h"
+#include "utils/acl.h"
 #include "utils/wait_event.h"
 
 #if PG_VERSION_NUM < 150000
 #error "distlock needs PostgreSQL 15 or later"
+#endif
+
+/* Before the declaration of a function that only throws. */
+#if PG_VERSION_NUM >= 180000
+#define dl_noreturn pg_noreturn
+#else
+#define dl_noreturn pg_attribute_noreturn()
 #endif
 
 /* Where this backend stands in ProcGlobal->allProcs, below MaxBackends. */
@@ -23,6 +33,38 @@ dl_my_backend(void)
 	return MyProcNumber;
 #else
 	return MyProc->pgprocno;
+#endif
+}
+
+/* The transaction under way, among those of this backend. */
+static inline LocalTransactionId
+dl_my_lxid(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProc->vxid.lxid;
+#else
+	return MyProc->lxid;
+#endif
+}
+
+/* The latest transaction that has completed, without waiting for any lock. */
+static inline FullTransactionId
+dl_latest_completed_xid(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return TransamVariables->latestCompletedXid;
+#else
+	return ShmemVariableCache->latestCompletedXid;
+#endif
+}
+
+static inline bool
+dl_owns_relation(Oid relation, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, relation, role);
+#else
+	return pg_class_ownercheck(relation, role);
 #endif
 }
 

@@ -18,6 +18,8 @@
 #include "utils/guc.h"
 
 #include "distlock.h"
+#include "fence.h"
+#include "protect.h"
 #include "session.h"
 #include "shmem.h"
 #include "transaction.h"
@@ -39,6 +41,9 @@ bool		dl_durable = false;
 
 /* distlock.log_expirations: one LOG line for each lease that expires. */
 bool		dl_log_expirations = true;
+
+/* distlock.terminate_stale: ends sessions whose guarded transaction is stale. */
+bool		dl_terminate_stale = false;
 
 /* Keeps the size of shared memory below 4 GB, so that it fits a Size. */
 #define MAX_MAX_LEASES	(4 * 1024 * 1024)
@@ -88,15 +93,25 @@ define_settings(void)
 							 NULL,
 							 &dl_log_expirations, true,
 							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("distlock.terminate_stale",
+							 "Terminates sessions whose transaction is guarded by a lease that is over.",
+							 "Such a transaction cannot commit, but holds its row locks until it ends.",
+							 &dl_terminate_stale, false,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("distlock");
 }
 
-/* What is dropped takes its leases along, at commit. */
+/*
+ * What is dropped takes its leases along, at commit.  What is truncated may be
+ * protected.
+ */
 static void
 object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg)
 {
 	if (previous_object_access)
 		previous_object_access(access, class, object, sub, arg);
+	if (access == OAT_TRUNCATE)
+		dl_protect_truncate(object);
 	if (access != OAT_DROP)
 		return;
 	if (class == DatabaseRelationId)
@@ -112,15 +127,36 @@ object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg
 	}
 }
 
-/* DISCARD ALL ends leases of session scope, as it does advisory locks. */
+/* Does the statement, once done, take a snapshot from elsewhere? */
+static bool
+imports_snapshot(Node *statement)
+{
+	return IsA(statement, VariableSetStmt) &&
+		castNode(VariableSetStmt, statement)->kind == VAR_SET_MULTI &&
+		strcmp(castNode(VariableSetStmt, statement)->name, "TRANSACTION SNAPSHOT") == 0;
+}
+
+static bool
+is_begin(Node *statement)
+{
+	return IsA(statement, TransactionStmt) &&
+		(castNode(TransactionStmt, statement)->kind == TRANS_STMT_BEGIN ||
+		 castNode(TransactionStmt, statement)->kind == TRANS_STMT_START);
+}
+
+/*
+ * DISCARD ALL ends leases of session scope, as it does advisory locks.  For
+ * the fence we note how old the transaction's snapshot can be.
+ */
 static void
 process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 				ProcessUtilityContext context, ParamListInfo params,
 				QueryEnvironment *environment, DestReceiver *dest,
 				QueryCompletion *completion)
 {
-	bool		discard_all = IsA(statement->utilityStmt, DiscardStmt) &&
-		castNode(DiscardStmt, statement->utilityStmt)->target == DISCARD_ALL;
+	Node	   *node = statement->utilityStmt;
+	bool		discard_all = IsA(node, DiscardStmt) &&
+		castNode(DiscardStmt, node)->target == DISCARD_ALL;
 
 	if (previous_utility)
 		previous_utility(statement, query, read_only_tree, context, params,
@@ -130,6 +166,10 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 								environment, dest, completion);
 	if (discard_all)
 		dl_session_discard();
+	else if (is_begin(node))
+		dl_fence_note_begin();
+	else if (imports_snapshot(node))
+		dl_fence_forget_begin();
 }
 
 /*

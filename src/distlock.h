@@ -13,5 +13,6 @@ extern int	dl_default_ttl;		/* milliseconds */
 extern int	dl_max_ttl;			/* seconds */
 extern bool dl_durable;
 extern bool dl_log_expirations;
+extern bool dl_terminate_stale;
 
 #endif							/* DISTLOCK_H */

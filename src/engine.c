@@ -8,9 +8,12 @@
  * the head of the queue: the record moves to the lock's leases, gets its
  * token, and its session is woken to be told.
  *
- *		waiting --> granted --> live --> over --> free
- *		   ^           |          '--------------^
+ *		waiting --> granted --> live --> pinned --> over --> free
+ *		   ^           |          '-----------^-------^-------^
  *		   '-- lapsed <'
+ *
+ * A lease that ends while commits it guards are in flight keeps its place as
+ * pinned until the last of them is done.
  *
  * Every change to a lock ends in settle(), which does two things: it grants
  * what can be granted, and it sees to it that the head of the queue wakes no
@@ -44,6 +47,13 @@ lock_count(int max_leases)
 	return max_leases + DL_NPARTITIONS;
 }
 
+/* One for each lease, or for each session all of which guard by one lease. */
+static int
+guard_count(int max_leases, int nbackends)
+{
+	return Max(max_leases, nbackends);
+}
+
 /* Bytes of shared memory for that many leases.  Needs no lock. */
 Size
 dl_engine_size(int max_leases, int nbackends)
@@ -54,7 +64,8 @@ dl_engine_size(int max_leases, int nbackends)
 		(Size) nbackends * DL_NPARTITIONS * sizeof(dlist_head) +
 		2 * buckets * sizeof(dlist_head) + PG_CACHE_LINE_SIZE +
 		(Size) max_leases * CACHELINEALIGN(sizeof(DlLease)) +
-		(Size) lock_count(max_leases) * CACHELINEALIGN(sizeof(DlLock));
+		(Size) lock_count(max_leases) * CACHELINEALIGN(sizeof(DlLock)) +
+		(Size) guard_count(max_leases, nbackends) * MAXALIGN(sizeof(DlGuard));
 }
 
 static dlist_head *
@@ -68,9 +79,26 @@ carve_lists(char **memory, Size n)
 	return lists;
 }
 
-/* Lay out dl_engine_size() bytes.  Nobody else may have access yet. */
+/* Spread n zeroed records over the free lists of their kind. */
+static void
+carve_records(DlEngine *engine, char **memory, DlKind kind, int n, Size size,
+			  Size link)
+{
+	memset(*memory, 0, n * size);
+	for (int i = 0; i < n; i++)
+	{
+		dlist_push_tail(&engine->partitions[i % DL_NPARTITIONS].free[kind],
+						(dlist_node *) (*memory + link));
+		*memory += size;
+	}
+}
+
+/*
+ * Lay out dl_engine_size() bytes.  With "barriers", transactions prepared
+ * earlier may keep requests from locks.  Nobody else may have access yet.
+ */
 void
-dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
+dl_engine_init(DlEngine *engine, int max_leases, int nbackends, bool barriers)
 {
 	char	   *memory = (char *) engine + MAXALIGN(sizeof(DlEngine));
 
@@ -78,6 +106,8 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
 	engine->max_leases = max_leases;
 	engine->nbackends = nbackends;
 	engine->nbuckets = bucket_count(max_leases);
+	pg_atomic_init_u64(&engine->barriers_forgotten, barriers ? 1 : 0);
+	pg_atomic_init_u64(&engine->barriers_settled, 0);
 	engine->backends = carve_lists(&memory, (Size) nbackends * DL_NPARTITIONS);
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 	{
@@ -86,29 +116,17 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
 		part->locks = carve_lists(&memory, engine->nbuckets);
 		part->tokens = carve_lists(&memory, engine->nbuckets);
 		dlist_init(&part->over);
-		dlist_init(&part->free_leases);
-		dlist_init(&part->free_locks);
+		for (int kind = 0; kind < DL_NKINDS; kind++)
+			dlist_init(&part->free[kind]);
 		SpinLockInit(&part->mutex);
 	}
 	memory = (char *) CACHELINEALIGN(memory);
-	for (int i = 0; i < max_leases; i++)
-	{
-		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
-		DlLease    *lease = (DlLease *) memory;
-
-		memory += CACHELINEALIGN(sizeof(DlLease));
-		memset(lease, 0, sizeof(DlLease));
-		dlist_push_tail(&part->free_leases, &lease->lock_link);
-	}
-	for (int i = 0; i < lock_count(max_leases); i++)
-	{
-		DlPartition *part = &engine->partitions[i % DL_NPARTITIONS];
-		DlLock	   *lock = (DlLock *) memory;
-
-		memory += CACHELINEALIGN(sizeof(DlLock));
-		memset(lock, 0, sizeof(DlLock));
-		dlist_push_tail(&part->free_locks, &lock->bucket_link);
-	}
+	carve_records(engine, &memory, DL_LEASE, max_leases,
+				  CACHELINEALIGN(sizeof(DlLease)), offsetof(DlLease, lock_link));
+	carve_records(engine, &memory, DL_LOCK, lock_count(max_leases),
+				  CACHELINEALIGN(sizeof(DlLock)), offsetof(DlLock, bucket_link));
+	carve_records(engine, &memory, DL_GUARD, guard_count(max_leases, nbackends),
+				  MAXALIGN(sizeof(DlGuard)), offsetof(DlGuard, link));
 }
 
 /*
@@ -117,17 +135,16 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends)
  * one after the other, that can miss a record freed meanwhile.
  */
 static dlist_node *
-take_free(DlEngine *engine, int partition, bool want_lock)
+take_free(DlEngine *engine, int partition, DlKind kind)
 {
 	for (int i = 0; i < DL_NPARTITIONS; i++)
 	{
 		DlPartition *part = &engine->partitions[(partition + i) % DL_NPARTITIONS];
-		dlist_head *list = want_lock ? &part->free_locks : &part->free_leases;
 		dlist_node *node = NULL;
 
 		SpinLockAcquire(&part->mutex);
-		if (!dlist_is_empty(list))
-			node = dlist_pop_head_node(list);
+		if (!dlist_is_empty(&part->free[kind]))
+			node = dlist_pop_head_node(&part->free[kind]);
 		SpinLockRelease(&part->mutex);
 		if (node != NULL)
 			return node;
@@ -136,10 +153,10 @@ take_free(DlEngine *engine, int partition, bool want_lock)
 }
 
 static void
-give_free(DlPartition *part, dlist_head *list, dlist_node *node)
+give_free(DlPartition *part, DlKind kind, dlist_node *node)
 {
 	SpinLockAcquire(&part->mutex);
-	dlist_push_head(list, node);
+	dlist_push_head(&part->free[kind], node);
 	SpinLockRelease(&part->mutex);
 }
 
@@ -165,14 +182,6 @@ token_bucket(DlEngine *engine, uint32 hash, int64 token)
 	return &partition_of(engine, hash)->tokens[(mixed >> 32) & (engine->nbuckets - 1)];
 }
 
-static inline bool
-same_key(const DlKey *a, const DlKey *b)
-{
-	return a->hash == b->hash && a->len == b->len &&
-		a->database == b->database && a->extension == b->extension &&
-		memcmp(a->name, b->name, a->len) == 0;
-}
-
 /* The lock of that key, or null.  A shared partition lock is enough. */
 DlLock *
 dl_engine_find_lock(DlEngine *engine, const DlKey *key)
@@ -183,7 +192,7 @@ dl_engine_find_lock(DlEngine *engine, const DlKey *key)
 	{
 		DlLock	   *lock = dlist_container(DlLock, bucket_link, iter.cur);
 
-		if (same_key(&lock->key, key))
+		if (dl_same_key(&lock->key, key))
 			return lock;
 	}
 	return NULL;
@@ -194,7 +203,7 @@ static DlLock *
 create_lock(DlEngine *engine, const DlRequest *request)
 {
 	const DlKey *key = &request->key;
-	dlist_node *node = take_free(engine, dl_partition_of(key->hash), true);
+	dlist_node *node = take_free(engine, dl_partition_of(key->hash), DL_LOCK);
 	DlLock	   *lock;
 
 	if (node == NULL)
@@ -209,6 +218,8 @@ create_lock(DlEngine *engine, const DlRequest *request)
 	dlist_init(&lock->leases);
 	dlist_init(&lock->queue);
 	lock->nleases = lock->nwaiting = lock->nover = lock->nreleasing = 0;
+	lock->barrier = pg_atomic_read_u64(&engine->barriers_forgotten) ==
+		pg_atomic_read_u64(&engine->barriers_settled) ? DL_NO_BARRIER : DL_BARS_ALL;
 	dlist_push_head(lock_bucket(engine, key->hash), &lock->bucket_link);
 	return lock;
 }
@@ -221,8 +232,10 @@ drop_lock_if_unused(DlEngine *engine, DlLock *lock)
 	if (lock->nleases > 0 || lock->nwaiting > 0 || lock->nover > 0)
 		return;
 	Assert(lock->nreleasing == 0);
+	if (lock->barrier != DL_NO_BARRIER)
+		pg_atomic_fetch_add_u64(&engine->barriers_forgotten, 1);
 	dlist_delete(&lock->bucket_link);
-	give_free(part, &part->free_locks, &lock->bucket_link);
+	give_free(part, DL_LOCK, &lock->bucket_link);
 }
 
 static void
@@ -248,13 +261,14 @@ join_backend(DlEngine *engine, uint32 hash, DlLease *lease)
 static void
 free_lease(DlPartition *part, DlLease *lease)
 {
+	Assert(lease->npins == 0);
 	leave_backend(lease);
 	lease->state = DL_FREE;
 	lease->lock = NULL;
 	lease->token = 0;
 	lease->serial++;
 	part->nleases--;
-	give_free(part, &part->free_leases, &lease->lock_link);
+	give_free(part, DL_LEASE, &lease->lock_link);
 }
 
 /* ---- Granting and ending ---- */
@@ -308,6 +322,7 @@ tell(DlEngine *engine, DlLease *lease, int64 now, TimestampTz wall, DlEffects *f
 	Assert(lease->state == DL_GRANTED);
 	lease->state = DL_LIVE;
 	lease->deadline = deadline_after(now, lease->ttl);
+	lease->told_at = now;
 	lease->granted_at = wall;
 	dlist_push_head(token_bucket(engine, hash, lease->token), &lease->token_link);
 	if (lease->scope == DL_SCOPE_LEASE)
@@ -316,6 +331,30 @@ tell(DlEngine *engine, DlLease *lease, int64 now, TimestampTz wall, DlEffects *f
 		join_backend(engine, hash, lease);
 	fx->deadline = Min(fx->deadline, lease->deadline);
 	partition_of(engine, hash)->counters.acquired++;
+}
+
+/*
+ * An ended lease gives up its place.  The caller settles the lock.  One that
+ * is to be logged, or still has guards that have to be told, goes on the list
+ * of those that are over.
+ */
+static void
+vacate(DlPartition *part, DlLease *lease, DlEffects *fx)
+{
+	DlLock	   *lock = lease->lock;
+
+	dlist_delete(&lease->lock_link);
+	lock->nleases--;
+	if (lease->cause == DL_EXPIRED || lease->cause == DL_FORCED ||
+		!dlist_is_empty(&lease->guards))
+	{
+		lease->state = DL_OVER;
+		dlist_push_tail(&part->over, &lease->lock_link);
+		lock->nover++;
+		fx->over = true;
+	}
+	else
+		free_lease(part, lease);
 }
 
 /*
@@ -331,8 +370,6 @@ end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
 	bool		told = lease->state == DL_LIVE;
 
 	Assert(lease->state == DL_LIVE || lease->state == DL_GRANTED);
-	dlist_delete(&lease->lock_link);
-	lock->nleases--;
 	lock->nreleasing -= lease->nreleasing;
 	lease->nreleasing = 0;
 	if (lease->rank > 0)
@@ -342,6 +379,8 @@ end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
 
 	if (!told && cause != DL_UNDONE)
 	{
+		dlist_delete(&lease->lock_link);
+		lock->nleases--;
 		lease->state = cause == DL_REMOVED ? DL_DROPPED : DL_LAPSED;
 		lease->lock = NULL;
 		counters->lapsed++;
@@ -365,17 +404,16 @@ end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
 		case DL_REMOVED:
 			break;
 	}
-	if (cause == DL_EXPIRED || cause == DL_FORCED)
+	lease->cause = cause;
+	leave_backend(lease);
+	if (lease->npins > 0)
 	{
-		leave_backend(lease);
-		lease->state = DL_OVER;
-		lease->cause = cause;
-		dlist_push_tail(&part->over, &lease->lock_link);
-		lock->nover++;
-		fx->over = true;
+		/* Whoever waits is woken by the end of the last commit, not before. */
+		lease->state = DL_PINNED;
+		lease->deadline = DL_FOREVER;
 	}
 	else
-		free_lease(part, lease);
+		vacate(part, lease, fx);
 }
 
 /* Has a request of this mode to wait?  Ends the expired leases in its way. */
@@ -397,7 +435,8 @@ is_blocked(DlPartition *part, DlLock *lock, DlMode mode, int64 now, DlEffects *f
  * When a waiter must look by itself, if nobody wakes it before.
  *
  * The head looks at the deadline of the lease in its way; if nothing is in
- * its way, a token is missing, and it looks at once.
+ * its way, a token is missing or it is barred, and it looks at once.  While it
+ * passes the barrier it sleeps elsewhere, for as long as that takes.
  *
  * Any other waiter looks a while after the one ahead of it should have: that
  * is only to make up for a session that has stopped.  It looks earlier if the
@@ -414,7 +453,9 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 	if (dlist_head_node(&lock->queue) == &lease->lock_link)
 	{
 		other = dl_engine_conflict(lock, lease->mode);
-		return other == NULL ? now : other->deadline;
+		if (other == NULL)
+			return lease->passing ? DL_FOREVER : now;
+		return other->deadline;
 	}
 	other = dlist_container(DlLease, lock_link,
 							dlist_prev_node(&lock->queue, &lease->lock_link));
@@ -450,8 +491,9 @@ check_timers(DlLock *lock, DlLease *lease, int64 now, DlEffects *fx)
 
 /*
  * Grant what can be granted, in the order of the queue, and see to the timer
- * of the head.  Without a token the lock stays free and the head is woken to
- * reserve some.  The lock is gone afterwards if nothing refers to it.
+ * of the head.  Without a token, or behind a barrier, the lock stays free and
+ * the head is woken to see to that.  The lock is gone afterwards if nothing
+ * refers to it.
  */
 static void
 settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
@@ -464,6 +506,7 @@ settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 		int64		token;
 
 		if (is_blocked(part, lock, head->mode, now, fx) ||
+			dl_engine_is_barred(lock, head->mode) ||
 			(token = draw_token(lock->tokens)) == 0)
 		{
 			check_timers(lock, head, now, fx);
@@ -481,6 +524,14 @@ settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 
 /* ---- Requests ---- */
 
+/* Somebody has passed the lock's barrier for requests of this mode. */
+static void
+lower_barrier(DlLock *lock, DlMode mode)
+{
+	lock->barrier = mode == DL_EXCLUSIVE ? DL_NO_BARRIER :
+		Min(lock->barrier, DL_BARS_EXCLUSIVE);
+}
+
 /*
  * Enter a request.  told: *lease is live.  queued: *lease waits, and its
  * session must come to dl_engine_look() when woken and at lease->timer, or
@@ -497,6 +548,7 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	dlist_node *node;
 	DlVerdict	verdict = DL_TOLD;
 	bool		wait = false;
+	bool		created = false;
 	int64		token = 0;
 
 	if (lock != NULL)
@@ -518,17 +570,31 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 		return DL_BUSY;
 	}
 
-	node = take_free(engine, dl_partition_of(hash), false);
+	node = take_free(engine, dl_partition_of(hash), DL_LEASE);
 	if (node == NULL)
 		verdict = DL_FULL;
-	else if (lock == NULL && (lock = create_lock(engine, request)) == NULL)
+	else if ((created = lock == NULL) &&
+			 (lock = create_lock(engine, request)) == NULL)
 		verdict = DL_FULL;
-	else if (!wait && (token = draw_token(request->tokens)) == 0)
+	else if (!wait && dl_engine_is_barred(lock, request->mode))
+	{
+		if (request->pass == DL_PASS_HELD)
+			lower_barrier(lock, request->mode);
+		else if (request->pass == DL_PASS_QUEUE)
+			wait = true;
+		else
+			verdict = DL_BARRED;
+	}
+	if (verdict == DL_TOLD && !wait &&
+		(token = draw_token(request->tokens)) == 0)
 		verdict = DL_NO_TOKEN;
 	if (verdict != DL_TOLD)
 	{
 		if (node != NULL)
-			give_free(part, &part->free_leases, node);
+			give_free(part, DL_LEASE, node);
+		/* The barrier it began with is not one more to be forgotten. */
+		if (lock != NULL && created)
+			lock->barrier = DL_NO_BARRIER;
 		if (lock != NULL)
 			drop_lock_if_unused(engine, lock);
 		return verdict;
@@ -543,8 +609,11 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	lease->token = 0;
 	lease->renewals = 0;
 	lease->nreleasing = 0;
+	dlist_init(&lease->guards);
+	lease->npins = 0;
 	lease->rank = 0;
 	lease->in_backend = false;
+	lease->passing = false;
 	lease->backend = request->backend;
 	lease->generation = request->generation;
 	lease->pid = request->pid;
@@ -576,7 +645,9 @@ dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
 			   int64 now, TimestampTz wall, DlEffects *fx)
 {
 	DlPartition *part = &engine->partitions[partition];
+	DlLease    *head;
 
+	lease->passing = false;
 	if (lease->state == DL_WAITING)
 		settle(engine, lease->lock, now, fx);
 
@@ -593,10 +664,18 @@ dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
 			tell(engine, lease, now, wall, fx);
 			return DL_TOLD;
 		case DL_WAITING:
-			if (dl_engine_conflict(lease->lock,
-								   dlist_head_element(DlLease, lock_link,
-													  &lease->lock->queue)->mode) == NULL)
-				return DL_NO_TOKEN;
+			head = dlist_head_element(DlLease, lock_link, &lease->lock->queue);
+			if (dl_engine_conflict(lease->lock, head->mode) == NULL)
+			{
+				if (!dl_engine_is_barred(lease->lock, head->mode))
+					return DL_NO_TOKEN;
+				if (lease == head)
+				{
+					lease->passing = true;
+					lease->timer = DL_FOREVER;
+					return DL_BARRED;
+				}
+			}
 			lease->timer = timer_of(lease->lock, lease, now);
 			return DL_QUEUED;
 		case DL_LAPSED:
@@ -605,6 +684,17 @@ dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
 			Assert(lease->state == DL_DROPPED);
 			return DL_GONE;
 	}
+}
+
+/*
+ * The session of this request, which is or was the head of its queue, has
+ * passed the lock's barrier, and keeps it from coming back meanwhile.
+ */
+void
+dl_engine_pass(DlLease *lease)
+{
+	if (lease->state == DL_WAITING)
+		lower_barrier(lease->lock, lease->mode);
 }
 
 /*
@@ -654,7 +744,7 @@ dl_engine_find(DlEngine *engine, const DlKey *key, int64 token, int64 now,
 	{
 		DlLease    *lease = dlist_container(DlLease, token_link, iter.cur);
 
-		if (lease->token != token || !same_key(&lease->lock->key, key))
+		if (lease->token != token || !dl_same_key(&lease->lock->key, key))
 			continue;
 		if (lease->deadline > now)
 			return lease;
@@ -699,6 +789,106 @@ dl_engine_end(DlEngine *engine, DlLease *lease, DlCause cause, int64 now,
 	settle(engine, lock, now, fx);
 }
 
+/* ---- Guards ---- */
+
+/*
+ * A transaction wants to commit only if this live lease is live then.  Null
+ * when no record was found free.
+ */
+DlGuard *
+dl_engine_guard(DlEngine *engine, DlLease *lease, int pid)
+{
+	int			partition = dl_partition_of(lease->lock->key.hash);
+	dlist_node *node = take_free(engine, partition, DL_GUARD);
+	DlGuard    *guard;
+
+	Assert(lease->state == DL_LIVE);
+	if (node == NULL)
+		return NULL;
+	guard = dlist_container(DlGuard, link, node);
+	guard->lease = lease;
+	guard->pid = pid;
+	guard->pinned = false;
+	dlist_push_tail(&lease->guards, &guard->link);
+	engine->partitions[partition].counters.guards++;
+	return guard;
+}
+
+static bool
+is_good(const DlGuard *guard, int64 now)
+{
+	return guard->lease != NULL && guard->lease->state == DL_LIVE &&
+		guard->lease->deadline > now;
+}
+
+/*
+ * The transaction commits: hold the lease in its place until it has.  Returns
+ * false, and the transaction must not commit, when the lease is not live.
+ */
+bool
+dl_engine_pin(DlEngine *engine, int partition, DlGuard *guard, int64 now)
+{
+	DlPartition *part = &engine->partitions[partition];
+
+	if (!is_good(guard, now))
+	{
+		part->counters.commits_refused++;
+		return false;
+	}
+	Assert(!guard->pinned);
+	guard->pinned = true;
+	guard->lease->npins++;
+	part->npins++;
+	return true;
+}
+
+/*
+ * The transaction prepares, and holds what whoever passes a barrier has to
+ * wait for: put up the barrier.  Returns as dl_engine_pin().
+ */
+bool
+dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard, int64 now)
+{
+	DlLock	   *lock;
+
+	if (!is_good(guard, now))
+	{
+		engine->partitions[partition].counters.commits_refused++;
+		return false;
+	}
+	lock = guard->lease->lock;
+	lock->barrier = Max(lock->barrier, guard->lease->mode == DL_EXCLUSIVE ?
+						DL_BARS_ALL : DL_BARS_EXCLUSIVE);
+	return true;
+}
+
+/* The transaction is over, or has rolled back to before it was guarded. */
+void
+dl_engine_unguard(DlEngine *engine, int partition, DlGuard *guard, int64 now,
+				  DlEffects *fx)
+{
+	DlPartition *part = &engine->partitions[partition];
+	DlLease    *lease = guard->lease;
+
+	if (lease != NULL)
+		dlist_delete(&guard->link);
+	if (guard->pinned)
+	{
+		part->npins--;
+		if (--lease->npins == 0 && lease->state == DL_PINNED)
+		{
+			DlLock	   *lock = lease->lock;
+
+			vacate(part, lease, fx);
+			settle(engine, lock, now, fx);
+		}
+	}
+	guard->lease = NULL;
+	give_free(part, DL_GUARD, &guard->link);
+}
+
+/* ---- Ended leases ---- */
+
 /*
  * End what has expired in this partition, looking at no more than "most"
  * leases.  Returns how many it looked at.
@@ -741,8 +931,36 @@ dl_engine_next_deadline(DlEngine *engine, int partition)
 }
 
 /*
- * Take one ended lease that waits to be logged: copies it and the key of its
- * lock, and frees it.  Returns false when there is none.
+ * Take one guard from the first ended lease that waits to be logged: copies
+ * it, the lease and the key of its lock.  The transaction it belongs to is
+ * open, and can only roll back, until the partition is unlocked.  Returns false
+ * when there is none.
+ */
+bool
+dl_engine_take_stale(DlEngine *engine, int partition, DlGuard *copy,
+					 DlLease *lease_copy, DlKey *key)
+{
+	DlPartition *part = &engine->partitions[partition];
+	DlLease    *lease;
+	DlGuard    *guard;
+
+	if (dlist_is_empty(&part->over))
+		return false;
+	lease = dlist_head_element(DlLease, lock_link, &part->over);
+	if (dlist_is_empty(&lease->guards))
+		return false;
+	guard = dlist_container(DlGuard, link, dlist_pop_head_node(&lease->guards));
+	guard->lease = NULL;
+	*copy = *guard;
+	*lease_copy = *lease;
+	*key = lease->lock->key;
+	return true;
+}
+
+/*
+ * Take one ended lease that waits to be logged, when dl_engine_take_stale()
+ * finds no more: copies it and the key of its lock, and frees it.  Returns
+ * false when there is none.
  */
 bool
 dl_engine_take_over(DlEngine *engine, int partition, DlLease *copy, DlKey *key)
@@ -755,6 +973,7 @@ dl_engine_take_over(DlEngine *engine, int partition, DlLease *copy, DlKey *key)
 		return false;
 	lease = dlist_container(DlLease, lock_link, dlist_pop_head_node(&part->over));
 	lock = lease->lock;
+	Assert(dlist_is_empty(&lease->guards));
 	*copy = *lease;
 	*key = lock->key;
 	lock->nover--;
@@ -787,7 +1006,8 @@ dl_engine_end_backend(DlEngine *engine, int partition, int backend, int64 now,
 
 /*
  * The extension, or with an invalid "extension" the whole database, has been
- * dropped: end all its leases and turn away those who wait.
+ * dropped: end all its leases and turn away those who wait.  What commits
+ * keep pinned goes when they are done.
  */
 void
 dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
@@ -802,6 +1022,7 @@ dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
 		dlist_foreach_modify(iter, &part->locks[i])
 		{
 			DlLock	   *lock = dlist_container(DlLock, bucket_link, iter.cur);
+			dlist_mutable_iter other;
 
 			if (lock->key.database != database ||
 				(OidIsValid(extension) && lock->key.extension != extension))
@@ -817,9 +1038,13 @@ dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
 				lease->lock = NULL;
 				wake(fx, lease->backend);
 			}
-			while (lock->nleases > 0)
-				end_lease(dlist_head_element(DlLease, lock_link, &lock->leases),
-						  part, DL_REMOVED, fx);
+			dlist_foreach_modify(other, &lock->leases)
+			{
+				DlLease    *lease = dlist_container(DlLease, lock_link, other.cur);
+
+				if (lease->state != DL_PINNED)
+					end_lease(lease, part, DL_REMOVED, fx);
+			}
 			drop_lock_if_unused(engine, lock);
 		}
 	}

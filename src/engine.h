@@ -54,9 +54,10 @@ typedef enum DlState
 	DL_WAITING,					/* in its lock's queue */
 	DL_GRANTED,					/* holds the lock, its session not told yet */
 	DL_LIVE,					/* holds the lock, token in force */
+	DL_PINNED,					/* ended, keeps its place for commits in flight */
 	DL_LAPSED,					/* expired or was ended before it was told */
 	DL_DROPPED,					/* the lock's extension or database is gone */
-	DL_OVER,					/* ended, waits to be logged */
+	DL_OVER,					/* ended, to be logged or its guards told */
 } DlState;
 
 /* Why a lease ended. */
@@ -68,6 +69,14 @@ typedef enum DlCause
 	DL_FORCED,
 	DL_REMOVED,					/* with its extension or database */
 } DlCause;
+
+/* Whom a prepared transaction may keep from the lock; see README.md. */
+typedef enum DlBarrier
+{
+	DL_NO_BARRIER,
+	DL_BARS_EXCLUSIVE,
+	DL_BARS_ALL,
+} DlBarrier;
 
 /* What identifies a lock.  Names are compared byte for byte. */
 typedef struct DlKey
@@ -94,12 +103,13 @@ typedef struct DlLock
 	dlist_node	bucket_link;
 	DlKey		key;
 	DlTokens   *tokens;
-	dlist_head	leases;			/* granted and live, all of one mode */
+	dlist_head	leases;			/* granted, live, pinned; all of one mode */
 	dlist_head	queue;			/* waiting, the head first */
 	int			nleases;
 	int			nwaiting;
 	int			nover;			/* ended leases that still refer to us */
 	int			nreleasing;		/* sum of our leases' nreleasing */
+	DlBarrier	barrier;
 } DlLock;
 
 /*
@@ -123,16 +133,21 @@ typedef struct DlLease
 	DlScope		scope;
 	uint8		rank;			/* deadline heap; 0 when not in it */
 	bool		in_backend;
+	bool		passing;		/* waiting: off to pass the lock's barrier */
 	uint64		serial;			/* differs for each use of this record */
 	dlist_node	lock_link;		/* in leases, queue, the over or a free list */
 	dlist_node	backend_link;	/* if in_backend: ends with its backend */
 	struct DlLease *left;
 	struct DlLease *right;
 	struct DlLease *parent;
+	dlist_head	guards;			/* open transactions that rely on it */
+	int			npins;			/* of them, those whose commit is in flight */
+	int64		told_at;		/* same clock as the deadline */
+	uint64		completed;		/* latest transaction completed when told */
 	int64		timer;			/* waiting: when it will look by itself */
 	int64		since;			/* waiting: when it joined the queue */
 	TimestampTz granted_at;		/* wall clock, for people */
-	DlCause		cause;			/* in state over */
+	DlCause		cause;			/* in states pinned and over */
 	int			backend;		/* whose request it is or was */
 	uint32		generation;		/* of that backend slot */
 	int			pid;
@@ -140,6 +155,18 @@ typedef struct DlLease
 	Oid			forced_by_role;
 	char		holder[DL_HOLDER_MAX + 1];
 } DlLease;
+
+/*
+ * A guard: an open transaction that commits only if the lease is live then.
+ * Its commit in flight is a pin.
+ */
+typedef struct DlGuard
+{
+	dlist_node	link;			/* in its lease's guards or a free list */
+	DlLease    *lease;			/* null once the ended lease has let go of it */
+	int			pid;
+	bool		pinned;
+} DlGuard;
 
 typedef struct DlCounters
 {
@@ -154,8 +181,20 @@ typedef struct DlCounters
 	int64		forced;
 	int64		lapsed;			/* grants their sessions came too late for */
 	int64		lost;			/* renewals refused */
+	int64		guards;
+	int64		guards_refused;
+	int64		commits_refused;
 	int64		swept;			/* leases the worker looked at */
 } DlCounters;
+
+/* The kinds of records there are. */
+typedef enum DlKind
+{
+	DL_LEASE,
+	DL_LOCK,
+	DL_GUARD,
+	DL_NKINDS,
+} DlKind;
 
 typedef struct DlPartition
 {
@@ -164,12 +203,12 @@ typedef struct DlPartition
 	DlLease    *deadlines;		/* root of the heap */
 	dlist_head	over;			/* ended leases to be logged */
 	int			nleases;		/* records in use, whatever their state */
+	int			npins;			/* sum of our leases' npins */
 	DlCounters	counters;
 
 	/* Records free for use; other partitions may take them: own mutex. */
 	slock_t		mutex;
-	dlist_head	free_leases;
-	dlist_head	free_locks;
+	dlist_head	free[DL_NKINDS];
 } DlPartition;
 
 typedef struct DlEngine
@@ -178,6 +217,15 @@ typedef struct DlEngine
 	int			nbackends;
 	uint32		nbuckets;		/* per partition, a power of two */
 	dlist_head *backends;		/* [nbackends][DL_NPARTITIONS] */
+
+	/*
+	 * How many barriers have been forgotten along with their locks (at a start
+	 * of the server: one, for whatever was prepared before), and how many of
+	 * them have since been seen to keep nobody from anything.  While these
+	 * differ, a new lock begins with a barrier.
+	 */
+	pg_atomic_uint64 barriers_forgotten;
+	pg_atomic_uint64 barriers_settled;
 	DlPartition partitions[DL_NPARTITIONS];
 } DlEngine;
 
@@ -194,6 +242,14 @@ typedef struct DlEffects
 
 #define DL_NO_EFFECTS {.deadline = DL_FOREVER}
 
+/* What a request has to say to a barrier. */
+typedef enum DlPass
+{
+	DL_PASS_NONE,				/* tell me, and leave nothing behind */
+	DL_PASS_QUEUE,				/* queue me in front of it */
+	DL_PASS_HELD,				/* I have passed, and keep it from coming back */
+} DlPass;
+
 typedef struct DlRequest
 {
 	DlKey		key;
@@ -202,6 +258,7 @@ typedef struct DlRequest
 	DlScope		scope;
 	int64		ttl;			/* microseconds, 0: none */
 	bool		may_wait;
+	DlPass		pass;
 	int			backend;
 	uint32		generation;
 	int			pid;
@@ -216,6 +273,7 @@ typedef enum DlVerdict
 	DL_BUSY,					/* taken, and the request may not wait */
 	DL_FULL,					/* max_leases records are in use */
 	DL_NO_TOKEN,				/* reserve tokens, then ask again */
+	DL_BARRED,					/* you are next: pass the barrier, then ask again */
 	DL_AGAIN,					/* the grant lapsed; request anew */
 	DL_GONE,					/* the lock's extension was dropped */
 } DlVerdict;
@@ -233,8 +291,17 @@ dl_partition_of(uint32 hash)
 	return hash % DL_NPARTITIONS;
 }
 
+static inline bool
+dl_same_key(const DlKey *a, const DlKey *b)
+{
+	return a->hash == b->hash && a->len == b->len &&
+		a->database == b->database && a->extension == b->extension &&
+		memcmp(a->name, b->name, a->len) == 0;
+}
+
 extern Size dl_engine_size(int max_leases, int nbackends);
-extern void dl_engine_init(DlEngine *engine, int max_leases, int nbackends);
+extern void dl_engine_init(DlEngine *engine, int max_leases, int nbackends,
+						   bool barriers);
 
 extern DlVerdict dl_engine_request(DlEngine *engine, const DlRequest *request,
 								   int64 now, TimestampTz wall,
@@ -250,9 +317,19 @@ extern void dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl,
 							int64 now, DlEffects *fx);
 extern void dl_engine_end(DlEngine *engine, DlLease *lease, DlCause cause,
 						  int64 now, DlEffects *fx);
+extern DlGuard *dl_engine_guard(DlEngine *engine, DlLease *lease, int pid);
+extern bool dl_engine_pin(DlEngine *engine, int partition, DlGuard *guard,
+						  int64 now);
+extern bool dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard,
+						  int64 now);
+extern void dl_engine_unguard(DlEngine *engine, int partition, DlGuard *guard,
+							  int64 now, DlEffects *fx);
+extern void dl_engine_pass(DlLease *lease);
 extern int	dl_engine_sweep(DlEngine *engine, int partition, int64 now,
 							int most, DlEffects *fx);
 extern int64 dl_engine_next_deadline(DlEngine *engine, int partition);
+extern bool dl_engine_take_stale(DlEngine *engine, int partition,
+								 DlGuard *guard, DlLease *lease, DlKey *key);
 extern bool dl_engine_take_over(DlEngine *engine, int partition,
 								DlLease *lease, DlKey *key);
 extern void dl_engine_end_backend(DlEngine *engine, int partition, int backend,
@@ -270,6 +347,31 @@ dl_engine_conflict(DlLock *lock, DlMode mode)
 		return NULL;
 	first = dlist_head_element(DlLease, lock_link, &lock->leases);
 	return mode == DL_SHARED && first->mode == DL_SHARED ? NULL : first;
+}
+
+/* One of the commits in flight of a pinned lease. */
+static inline DlGuard *
+dl_engine_pinning(DlLease *lease)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lease->guards)
+	{
+		DlGuard    *guard = dlist_container(DlGuard, link, iter.cur);
+
+		if (guard->pinned)
+			return guard;
+	}
+	Assert(false);
+	return NULL;
+}
+
+/* Does a barrier keep a request of this mode from the lock? */
+static inline bool
+dl_engine_is_barred(const DlLock *lock, DlMode mode)
+{
+	return lock->barrier == DL_BARS_ALL ||
+		(lock->barrier == DL_BARS_EXCLUSIVE && mode == DL_EXCLUSIVE);
 }
 
 /* deadline.c: a partition's heap of deadlines */

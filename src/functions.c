@@ -18,6 +18,7 @@
 #include "arguments.h"
 #include "distlock.h"
 #include "extension.h"
+#include "fence.h"
 #include "functions.h"
 #include "lease.h"
 #include "shmem.h"
@@ -27,6 +28,7 @@ PG_FUNCTION_INFO_V1(distlock_try_acquire);
 PG_FUNCTION_INFO_V1(distlock_renew);
 PG_FUNCTION_INFO_V1(distlock_release);
 PG_FUNCTION_INFO_V1(distlock_check);
+PG_FUNCTION_INFO_V1(distlock_guard);
 PG_FUNCTION_INFO_V1(distlock_force_release);
 PG_FUNCTION_INFO_V1(distlock_refuse_change);
 
@@ -39,6 +41,16 @@ dl_require_library(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("distlock must be loaded via \"shared_preload_libraries\""),
 				 errhint("Add distlock to \"shared_preload_libraries\" in postgresql.conf and restart the server.")));
+}
+
+/* Throws 39P01 unless called as a trigger. */
+void
+dl_require_trigger(FunctionCallInfo fcinfo, const char *function)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager", function)));
 }
 
 /* What every function on leases begins with. */
@@ -146,6 +158,16 @@ distlock_check(PG_FUNCTION_ARGS)
 }
 
 Datum
+distlock_guard(PG_FUNCTION_ARGS)
+{
+	DlKey		key;
+
+	begin_with_key(fcinfo, "distlock_guard()", &key);
+	dl_fence_guard(&key, dl_arg_token(fcinfo, 1));
+	PG_RETURN_VOID();
+}
+
+Datum
 distlock_force_release(PG_FUNCTION_ARGS)
 {
 	DlKey		key;
@@ -164,11 +186,7 @@ distlock_refuse_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 
-	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called by trigger manager",
-						"distlock_refuse_change")));
+	dl_require_trigger(fcinfo, "distlock_refuse_change");
 	if (IsLogicalWorker() && TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
 		return PointerGetDatum(NULL);
 	ereport(ERROR,

@@ -8,6 +8,9 @@
 #ifndef DISTLOCK_FUNCTIONS_H
 #define DISTLOCK_FUNCTIONS_H
 
+#include "fmgr.h"
+
 extern void dl_require_library(void);
+extern void dl_require_trigger(FunctionCallInfo fcinfo, const char *function);
 
 #endif							/* DISTLOCK_FUNCTIONS_H */

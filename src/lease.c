@@ -7,6 +7,8 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "common/int.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
@@ -14,6 +16,7 @@
 #include "utils/inval.h"
 #include "utils/timestamp.h"
 
+#include "barrier.h"
 #include "compat.h"
 #include "distlock.h"
 #include "lease.h"
@@ -37,31 +40,42 @@ typedef struct Obstacle
 {
 	int64		token;			/* 0: a queue only, or a grant not told yet */
 	int64		remaining;		/* microseconds, DL_FOREVER without TTL */
-	int			pid;			/* 0: its session is gone */
+	int			pid;			/* that holds it, or commits; 0: is gone */
+	bool		ended;			/* it is over, but a commit keeps it pinned */
+	bool		barred;
 	int			nleases;
 	int			nwaiting;
 	char		holder[DL_HOLDER_MAX + 1];
 } Obstacle;
 
-/* Needs the partition locked, shared at least.  The lock may be null. */
+/*
+ * The first lease of the lock that has not expired is what is in the way.
+ * Needs the partition locked, shared at least.  The lock may be null.
+ */
 static void
-describe(const DlLock *lock, int64 now, Obstacle *obstacle)
+describe(DlLock *lock, int64 now, Obstacle *obstacle)
 {
+	dlist_iter	iter;
+
 	memset(obstacle, 0, sizeof(Obstacle));
 	if (lock == NULL)
 		return;
-	obstacle->nleases = lock->nleases;
+	obstacle->barred = dl_engine_is_barred(lock, DL_EXCLUSIVE);
 	obstacle->nwaiting = lock->nwaiting;
-	if (lock->nleases > 0)
+	dlist_foreach(iter, &lock->leases)
 	{
-		const DlLease *lease = dlist_container(DlLease, lock_link,
-											   lock->leases.head.next);
+		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
 
-		if (lease->state == DL_LIVE)
+		if (lease->deadline <= now || obstacle->nleases++ > 0)
+			continue;
+		if (lease->state != DL_GRANTED)
 			obstacle->token = lease->token;
+		obstacle->ended = lease->state == DL_PINNED;
 		obstacle->remaining = lease->deadline == DL_FOREVER ?
-			DL_FOREVER : Max(lease->deadline - now, 0);
-		if (dl_session_is_live(lease->backend, lease->generation))
+			DL_FOREVER : lease->deadline - now;
+		if (obstacle->ended)
+			obstacle->pid = dl_engine_pinning(lease)->pid;
+		else if (dl_session_is_live(lease->backend, lease->generation))
 			obstacle->pid = lease->pid;
 		strcpy(obstacle->holder, lease->holder);
 	}
@@ -74,8 +88,13 @@ obstacle_text(const Obstacle *obstacle)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	if (obstacle->nleases == 0)
+	if (obstacle->nleases == 0 && obstacle->barred)
+		appendStringInfoString(&buf, "A prepared transaction that an earlier lease of the lock guards may be neither committed nor rolled back.");
+	else if (obstacle->nleases == 0)
 		appendStringInfoString(&buf, "Nobody holds the lock now.");
+	else if (obstacle->ended)
+		appendStringInfo(&buf, "The lease of \"%s\" under token %lld is over, but process %d is committing a transaction that it guards.",
+						 obstacle->holder, (long long) obstacle->token, obstacle->pid);
 	else
 	{
 		if (obstacle->token == 0)
@@ -102,10 +121,42 @@ obstacle_text(const Obstacle *obstacle)
 
 /* ---- Ended leases ---- */
 
+/* Log what became of a lease, or of a session that relied on it. */
+static void
+log_over(const DlLease *lease, const DlKey *key, const DlGuard *stale)
+{
+	if (stale != NULL)
+		ereport(LOG_SERVER_ONLY,
+				(errmsg("terminating process %d: its transaction is guarded by a lease of lock \"%s\" that is over",
+						stale->pid, key->name),
+				 errdetail("Token %lld, holder \"%s\", database with OID %u.",
+						   (long long) lease->token, lease->holder, key->database),
+				 errhidestmt(true), errhidecontext(true)));
+	else if (lease->cause == DL_FORCED)
+		ereport(LOG_SERVER_ONLY,
+				(errmsg("lease of lock \"%s\" was ended by distlock_force_release()", key->name),
+				 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u; ended by process %d, role with OID %u.",
+						   (long long) lease->token, lease->holder, lease->pid,
+						   lease->owner, key->database,
+						   lease->forced_by_pid, lease->forced_by_role),
+				 errhidestmt(true), errhidecontext(true)));
+	else if (lease->cause == DL_EXPIRED && dl_log_expirations)
+		ereport(LOG_SERVER_ONLY,
+				(errmsg("lease of lock \"%s\" expired", key->name),
+				 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u.",
+						   (long long) lease->token, lease->holder, lease->pid,
+						   lease->owner, key->database),
+				 errhidestmt(true), errhidecontext(true)));
+}
+
 /*
- * Log the leases of this partition that ended other than by release.  May
- * throw (as any logging may); needs no LWLock held.  Whoever comes by logs,
- * so the statement of that session is left out.
+ * See to the leases of this partition that are over: end the sessions that
+ * still have a transaction guarded by one, if asked to, and log.  May throw (as
+ * any logging may); needs no LWLock held.  Whoever comes by logs, so the
+ * statement of that session is left out.
+ *
+ * The signal is sent under the partition lock: as long as the guard is there,
+ * so is its transaction, and no other is hit.
  */
 void
 dl_log_over(int partition)
@@ -113,36 +164,35 @@ dl_log_over(int partition)
 	for (;;)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
+		DlGuard		guard;
 		DlLease		lease;
 		DlKey		key;
+		bool		stale;
+		bool		signalled = false;
 		bool		found;
 
 		dl_partition_lock(partition, LW_EXCLUSIVE);
-		found = dl_engine_take_over(dl_shared->engine, partition, &lease, &key);
+		stale = dl_engine_take_stale(dl_shared->engine, partition, &guard, &lease, &key);
+		if (stale && dl_terminate_stale)
+			signalled = kill(guard.pid, SIGTERM) == 0;
+		found = stale ||
+			dl_engine_take_over(dl_shared->engine, partition, &lease, &key);
 		dl_partition_unlock(partition, &fx);
 		if (!found)
 			return;
-		if (lease.cause == DL_FORCED)
-			ereport(LOG_SERVER_ONLY,
-					(errmsg("lease of lock \"%s\" was ended by distlock_force_release()", key.name),
-					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u; ended by process %d, role with OID %u.",
-							   (long long) lease.token, lease.holder, lease.pid,
-							   lease.owner, key.database,
-							   lease.forced_by_pid, lease.forced_by_role),
-					 errhidestmt(true), errhidecontext(true)));
-		else if (dl_log_expirations)
-			ereport(LOG_SERVER_ONLY,
-					(errmsg("lease of lock \"%s\" expired", key.name),
-					 errdetail("Token %lld, holder \"%s\", process %d, role with OID %u, database with OID %u.",
-							   (long long) lease.token, lease.holder, lease.pid,
-							   lease.owner, key.database),
-					 errhidestmt(true), errhidecontext(true)));
+		if (signalled)
+			log_over(&lease, &key, &guard);
+		else if (!stale)
+			log_over(&lease, &key, NULL);
 	}
 }
 
-/* As dl_partition_unlock(), then log what the engine has ended. */
-static void
-unlock_and_log(int partition, DlEffects *fx)
+/*
+ * As dl_partition_unlock(), then log what the engine has ended.  May throw (as
+ * any logging may).
+ */
+void
+dl_lease_unlock(int partition, DlEffects *fx)
 {
 	bool		over = fx->over;
 
@@ -190,6 +240,8 @@ dl_lease_remove(Oid database, Oid extension)
 		dl_partition_lock(p, LW_EXCLUSIVE);
 		dl_engine_remove(dl_shared->engine, p, database, extension, dl_now(), &fx);
 		dl_partition_unlock(p, &fx);
+		if (fx.over)
+			dl_wake_worker();	/* it tells guards, we cannot */
 	}
 }
 
@@ -253,6 +305,26 @@ wait_is_over(const DlKey *key, bool lock_timeout, const Obstacle *obstacle)
 }
 
 /*
+ * The wait for a barrier is over, and the request has left the queue if it
+ * stood there.  Says what is in the way, and returns the time.
+ */
+static int64
+barrier_holds(const DlKey *key, Obstacle *obstacle)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	int			partition = dl_partition_of(key->hash);
+	int64		now;
+
+	dl_partition_lock(partition, LW_EXCLUSIVE);
+	now = dl_now();
+	describe(dl_engine_find_lock(dl_shared->engine, key), now, obstacle);
+	obstacle->barred = true;
+	dl_shared->engine->partitions[partition].counters.timeouts++;
+	dl_partition_unlock(partition, &fx);
+	return now;
+}
+
+/*
  * Acquire a lease.  The request comes filled in but for its tokens and the
  * session.  "wait" is the longest wait in microseconds, negative for no limit.
  *
@@ -270,6 +342,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	int64		wait_end = DL_FOREVER;
 	int64		lock_timeout_end = DL_FOREVER;
 	bool		swept = false;
+	bool		passing = false;	/* we keep the barrier from coming back */
 
 	dl_lease_abandon_wait();	/* an error caught without a savepoint */
 	request->backend = dl_my_backend();
@@ -283,6 +356,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	if (LockTimeout > 0 && wait != 0)
 		lock_timeout_end = dl_now() + LockTimeout * INT64CONST(1000);
 	request->may_wait = wait != 0;
+	request->pass = DL_PASS_NONE;
 
 	for (;;)
 	{
@@ -306,13 +380,18 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 								  &lease, &fx);
 		}
 		else
+		{
+			if (passing)
+				dl_engine_pass(lease);
 			verdict = dl_engine_look(engine, partition, lease, now,
 									 GetCurrentTimestamp(), &fx);
+		}
 
 		/* We are granted, or else it is time to look at the clock. */
 		switch (verdict)
 		{
 			case DL_TOLD:
+				lease->completed = U64FromFullTransactionId(dl_latest_completed_xid());
 				dl_txn_acquired(lease);
 				token = lease->token;
 				waiting = NULL;
@@ -341,6 +420,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 				waiting = NULL;
 				dl_engine_leave(engine, partition, lease, now, &fx);
 				break;
+			case DL_BARRED:
 			case DL_NO_TOKEN:
 			case DL_FULL:
 				break;
@@ -350,7 +430,13 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 			waiting = NULL;
 			dl_engine_leave(engine, partition, lease, now, &fx);
 		}
-		unlock_and_log(partition, &fx);
+		dl_lease_unlock(partition, &fx);
+		if (passing)
+		{
+			dl_barrier_passed(&request->key, request->mode);
+			passing = false;
+			request->pass = DL_PASS_NONE;
+		}
 
 		if (token != 0)
 		{
@@ -378,6 +464,21 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 				break;
 			case DL_NO_TOKEN:
 				dl_token_reserve(extension);
+				break;
+			case DL_BARRED:
+				/* Whoever waits for the tag does so as the head of the queue. */
+				if (lease != NULL)
+					passing = dl_barrier_pass(&request->key, request->mode,
+											  Min(wait_end, lock_timeout_end));
+				else
+					passing = dl_barrier_try_pass(&request->key, request->mode);
+				request->pass = passing ? DL_PASS_HELD : DL_PASS_QUEUE;
+				if (passing || (lease == NULL && request->may_wait))
+					break;
+				now = barrier_holds(&request->key, &obstacle);
+				if (try && now < lock_timeout_end)
+					return 0;
+				wait_is_over(&request->key, now >= lock_timeout_end, &obstacle);
 				break;
 			case DL_GONE:
 				ereport(ERROR,
@@ -415,10 +516,11 @@ role_text(Oid role)
 /*
  * Find the live lease of this name and token, and return with its partition
  * locked, whether or not there is one.  Throws 42501, without the lock, when
- * the current role lacks the privileges of the lease's owner.
+ * the current role lacks the privileges of the lease's owner.  Needs no LWLock
+ * held; dl_lease_unlock() has to follow.
  */
-static DlLease *
-lock_lease(const DlKey *key, int64 token, int64 *now, DlEffects *fx)
+DlLease *
+dl_lease_lock(const DlKey *key, int64 token, int64 *now, DlEffects *fx)
 {
 	int			partition = dl_partition_of(key->hash);
 	Oid			vetted = GetUserId();
@@ -434,7 +536,7 @@ lock_lease(const DlKey *key, int64 token, int64 *now, DlEffects *fx)
 		if (lease == NULL || lease->owner == vetted)
 			return lease;
 		owner = lease->owner;
-		unlock_and_log(partition, fx);
+		dl_lease_unlock(partition, fx);
 
 		/* This reads catalogs, so not under the lock. */
 		if (!has_privs_of_role(GetUserId(), owner))
@@ -445,6 +547,30 @@ lock_lease(const DlKey *key, int64 token, int64 *now, DlEffects *fx)
 							   (long long) token, role_text(owner))));
 		vetted = owner;
 	}
+}
+
+/*
+ * Throw LK001, with the lock's state as the detail.  Needs the partition of the
+ * lock locked, and gives it up.
+ */
+void
+dl_lease_report_lost(const DlKey *key, int64 token, int64 now, DlEffects *fx,
+					 DlLoss loss)
+{
+	Obstacle	obstacle;
+	char	   *detail;
+
+	describe(dl_engine_find_lock(dl_shared->engine, key), now, &obstacle);
+	dl_lease_unlock(dl_partition_of(key->hash), fx);
+	detail = loss == DL_LOST_BY_RELEASE ? "This transaction has released it." :
+		obstacle_text(&obstacle);
+	if (loss == DL_LOST_AT_COMMIT)
+		detail = psprintf("This transaction was guarded by it, and cannot commit. %s", detail);
+	ereport(ERROR,
+			(errcode(ERRCODE_DISTLOCK_LEASE_LOST),
+			 errmsg("lease of lock \"%s\" under token %lld is lost", key->name, (long long) token),
+			 errdetail_internal("%s", detail),
+			 errhint("Stop the work that relied on it, and acquire the lock again for a new token.")));
 }
 
 /*
@@ -460,28 +586,21 @@ dl_lease_renew(const DlKey *key, int64 token, int64 ttl)
 	int64		now;
 	int64		remaining;
 	DlLease    *lease;
-	Obstacle	obstacle;
 	bool		releasing;
 
-	lease = lock_lease(key, token, &now, &fx);
+	lease = dl_lease_lock(key, token, &now, &fx);
 	releasing = lease != NULL && dl_txn_releases(lease);
 	if (lease != NULL && !releasing)
 	{
 		dl_engine_renew(dl_shared->engine, lease, ttl == 0 ? lease->ttl : ttl, now, &fx);
 		remaining = lease->deadline == DL_FOREVER ? DL_FOREVER : lease->ttl;
-		unlock_and_log(partition, &fx);
+		dl_lease_unlock(partition, &fx);
 		return remaining;
 	}
 
 	dl_shared->engine->partitions[partition].counters.lost++;
-	describe(dl_engine_find_lock(dl_shared->engine, key), now, &obstacle);
-	unlock_and_log(partition, &fx);
-	ereport(ERROR,
-			(errcode(ERRCODE_DISTLOCK_LEASE_LOST),
-			 errmsg("lease of lock \"%s\" under token %lld is lost", key->name, (long long) token),
-			 errdetail_internal("%s", releasing ?
-					   "This transaction has released it." : obstacle_text(&obstacle)),
-			 errhint("Stop the work that relied on it, and acquire the lock again for a new token.")));
+	dl_lease_report_lost(key, token, now, &fx,
+						 releasing ? DL_LOST_BY_RELEASE : DL_LOST);
 }
 
 /*
@@ -498,11 +617,11 @@ dl_lease_release(const DlKey *key, int64 token)
 
 	dl_session_start();
 	dl_txn_reserve(1);
-	lease = lock_lease(key, token, &now, &fx);
+	lease = dl_lease_lock(key, token, &now, &fx);
 	ours = lease != NULL && !dl_txn_releases(lease);
 	if (ours)
 		dl_txn_release(lease, false);
-	unlock_and_log(dl_partition_of(key->hash), &fx);
+	dl_lease_unlock(dl_partition_of(key->hash), &fx);
 	return ours;
 }
 
@@ -518,7 +637,7 @@ dl_lease_check(const DlKey *key, int64 token)
 	dl_partition_lock(partition, LW_EXCLUSIVE);
 	lease = dl_engine_find(dl_shared->engine, key, token, dl_now(), &fx);
 	good = lease != NULL && !dl_txn_releases(lease);
-	unlock_and_log(partition, &fx);
+	dl_lease_unlock(partition, &fx);
 	return good;
 }
 
@@ -554,7 +673,8 @@ dl_lease_force_release(const DlKey *key)
 			{
 				DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
 
-				if (lease->deadline <= now || dl_txn_releases(lease))
+				if (lease->state == DL_PINNED || lease->deadline <= now ||
+					dl_txn_releases(lease))
 					continue;
 				dl_txn_release(lease, true);
 				nforced++;

@@ -8,10 +8,19 @@
 #ifndef DISTLOCK_LEASE_H
 #define DISTLOCK_LEASE_H
 
+#include "compat.h"
 #include "engine.h"
 #include "extension.h"
 
 #define ERRCODE_DISTLOCK_LEASE_LOST	MAKE_SQLSTATE('L','K','0','0','1')
+
+/* How the caller of dl_lease_report_lost() has come to know. */
+typedef enum DlLoss
+{
+	DL_LOST,
+	DL_LOST_BY_RELEASE,			/* by this transaction itself */
+	DL_LOST_AT_COMMIT,
+} DlLoss;
 
 extern int64 dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 							  int64 wait, bool try);
@@ -19,6 +28,12 @@ extern int64 dl_lease_renew(const DlKey *key, int64 token, int64 ttl);
 extern bool dl_lease_release(const DlKey *key, int64 token);
 extern bool dl_lease_check(const DlKey *key, int64 token);
 extern int	dl_lease_force_release(const DlKey *key);
+extern DlLease *dl_lease_lock(const DlKey *key, int64 token, int64 *now,
+							  DlEffects *fx);
+extern void dl_lease_unlock(int partition, DlEffects *fx);
+dl_noreturn extern void dl_lease_report_lost(const DlKey *key, int64 token,
+											 int64 now, DlEffects *fx,
+											 DlLoss loss);
 extern void dl_lease_abandon_wait(void);
 extern void dl_lease_remove(Oid database, Oid extension);
 extern void dl_lease_sweep(void);

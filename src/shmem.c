@@ -9,6 +9,7 @@
 
 #include <time.h>
 
+#include "access/twophase.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
@@ -87,7 +88,8 @@ shmem_startup(void)
 		memory += MAXALIGN(MaxBackends * sizeof(DlSession));
 
 		dl_shared->engine = (DlEngine *) memory;
-		dl_engine_init(dl_shared->engine, dl_max_leases, MaxBackends);
+		dl_engine_init(dl_shared->engine, dl_max_leases, MaxBackends,
+					   max_prepared_xacts > 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

@@ -14,9 +14,9 @@
  *	worker_*	see worker.c
  *
  * Lock order: see README.md.  Nobody holds the token lock and a partition
- * lock at the same time, or two partition locks.  While a partition is locked no other kind of lock is taken but the spinlocks of the
- * engine's free lists, nothing is allocated, nothing can throw and nothing
- * sleeps.
+ * lock at the same time, or two partition locks.  While a partition is locked
+ * no other kind of lock is taken but the spinlocks of the engine's free lists,
+ * nothing is allocated, nothing can throw and nothing sleeps.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * transaction.c
- *	  What this transaction acquired and will release.
+ *	  What this transaction acquired, relies on and will release.
  *
  * An acquire takes effect at once and is undone with its (sub)transaction; a
- * release takes effect when its transaction has committed.  Both are noted
- * here as actions, a stack in which those of the innermost subtransaction are
- * on top.
+ * release takes effect when its transaction has committed; a guard goes with
+ * its (sub)transaction.  All are noted here as actions, a stack in which those
+ * of the innermost subtransaction are on top.
  *
  * The end of a transaction is noted in the transaction callback and acted on
  * in the first resource release callback after the heavyweight locks are
@@ -23,6 +23,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "fence.h"
 #include "lease.h"
 #include "shmem.h"
 #include "token.h"
@@ -31,6 +32,7 @@
 typedef enum ActionKind
 {
 	ACTION_ACQUIRED,
+	ACTION_GUARD,				/* the topmost of fence.c goes with it */
 	ACTION_RELEASE,
 	ACTION_FORCE_RELEASE,
 	ACTION_REMOVE,				/* a dropped extension or database */
@@ -124,6 +126,13 @@ dl_txn_acquired(DlLease *lease)
 	push_lease(ACTION_ACQUIRED, lease);
 }
 
+/* It is guarded by one more lease.  As dl_txn_acquired(). */
+void
+dl_txn_guarded(void)
+{
+	push(ACTION_GUARD);
+}
+
 /* It will release the lease at its commit.  As dl_txn_acquired(). */
 void
 dl_txn_release(DlLease *lease, bool forced)
@@ -169,6 +178,17 @@ static bool
 is_release(const Action *action)
 {
 	return action->kind == ACTION_RELEASE || action->kind == ACTION_FORCE_RELEASE;
+}
+
+/* Has this transaction acquired the lease?  Needs its partition locked. */
+bool
+dl_txn_has_acquired(const DlLease *lease)
+{
+	for (int i = nactions - 1; i >= 0; i--)
+		if (actions[i].kind == ACTION_ACQUIRED && actions[i].lease == lease &&
+			actions[i].serial == lease->serial)
+			return true;
+	return false;
 }
 
 /* Will this transaction release anything?  Needs no lock. */
@@ -252,6 +272,8 @@ finish(int nest_level, bool committed)
 			if (committed && !OidIsValid(action->extension))
 				dl_token_forget(action->database);
 		}
+		else if (action->kind == ACTION_GUARD)
+			dl_fence_pop();
 		else
 		{
 			DlEffects	fx = DL_NO_EFFECTS;
@@ -267,20 +289,25 @@ finish(int nest_level, bool committed)
 	}
 }
 
-/* No callback tells of COMMIT PREPARED, so there must be nothing to do then. */
+/*
+ * No callback tells of COMMIT PREPARED, so there must be nothing to do then.
+ * Guards leave it to the tags of their locks.
+ */
 static void
 check_prepare(void)
 {
 	for (int i = 0; i < nactions; i++)
+	{
 		if (actions[i].kind == ACTION_REMOVE)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("cannot PREPARE a transaction that has dropped extension distlock")));
-	if (nactions > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot PREPARE a transaction that has acquired or released leases"),
-				 errhint("Acquire before BEGIN, and release after COMMIT PREPARED.")));
+		if (actions[i].kind != ACTION_GUARD)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot PREPARE a transaction that has acquired or released leases"),
+					 errhint("Acquire before BEGIN, and release after COMMIT PREPARED.")));
+	}
 }
 
 static void
@@ -294,8 +321,15 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 			outcome = OUTCOME_ABORTED;
 			break;
+		case XACT_EVENT_PRE_COMMIT:
+			dl_fence_pin();
+			break;
 		case XACT_EVENT_PRE_PREPARE:
 			check_prepare();
+			dl_fence_prepare();
+			break;
+		case XACT_EVENT_PREPARE:
+			outcome = OUTCOME_COMMITTED;	/* guards are all there is */
 			break;
 		default:
 			break;
@@ -332,6 +366,7 @@ release_callback(ResourceReleasePhase phase, bool is_commit,
 	outcome = OUTCOME_OPEN;
 	dl_lease_abandon_wait();
 	finish(0, committed);
+	dl_fence_end();
 }
 
 /* Called once a session, at its first use.  May throw when out of memory. */

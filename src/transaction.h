@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * transaction.h
- *	  What this transaction acquired and will release.
+ *	  What this transaction acquired, relies on and will release.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,6 +14,8 @@ extern void dl_txn_init(void);
 extern void dl_txn_at_exit(void);
 extern void dl_txn_reserve(int n);
 extern void dl_txn_acquired(DlLease *lease);
+extern void dl_txn_guarded(void);
+extern bool dl_txn_has_acquired(const DlLease *lease);
 extern void dl_txn_release(DlLease *lease, bool forced);
 extern bool dl_txn_releases_any(void);
 extern bool dl_txn_releases(const DlLease *lease);

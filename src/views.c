@@ -28,12 +28,16 @@ PG_FUNCTION_INFO_V1(distlock_show_leases);
 PG_FUNCTION_INFO_V1(distlock_show_waiters);
 PG_FUNCTION_INFO_V1(distlock_show_stats);
 
-/* A copy of one record: the leases of a lock, then its queue in order. */
+/*
+ * A copy of one record: the leases of a lock, each followed by the commits that
+ * keep it pinned, then its queue in order.
+ */
 typedef struct Row
 {
 	int			lock;			/* number of the lock within the copy */
 	int			nwaiting;		/* of the lock */
 	int			position;		/* in the queue; 0: lease, told or not */
+	int			pinned_by;		/* process of a commit in flight, or 0 */
 	DlLease		lease;
 	DlKey		key;
 } Row;
@@ -48,6 +52,20 @@ typedef struct Copy
 } Copy;
 
 static void
+copy_row(Copy *copy, int number, const DlLock *lock, const DlLease *lease,
+		 int position, int pinned_by)
+{
+	Row		   *row = &copy->rows[copy->nrows++];
+
+	row->lock = number;
+	row->nwaiting = lock->nwaiting;
+	row->position = position;
+	row->pinned_by = pinned_by;
+	row->lease = *lease;
+	row->key = lock->key;
+}
+
+static void
 copy_list(Copy *copy, int number, DlLock *lock, dlist_head *list, bool queue)
 {
 	int			position = 0;
@@ -55,13 +73,19 @@ copy_list(Copy *copy, int number, DlLock *lock, dlist_head *list, bool queue)
 
 	dlist_foreach(iter, list)
 	{
-		Row		   *row = &copy->rows[copy->nrows++];
+		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
+		dlist_iter	pin;
 
-		row->lock = number;
-		row->nwaiting = lock->nwaiting;
-		row->position = queue ? ++position : 0;
-		row->lease = *dlist_container(DlLease, lock_link, iter.cur);
-		row->key = lock->key;
+		copy_row(copy, number, lock, lease, queue ? ++position : 0, 0);
+		if (queue || lease->npins == 0)
+			continue;
+		dlist_foreach(pin, &lease->guards)
+		{
+			const DlGuard *guard = dlist_container(DlGuard, link, pin.cur);
+
+			if (guard->pinned)
+				copy_row(copy, number, lock, lease, 0, guard->pid);
+		}
 	}
 }
 
@@ -79,7 +103,7 @@ copy_partition(Copy *copy, int partition, Oid extension)
 		int			needed;
 
 		dl_partition_lock(partition, LW_SHARED);
-		needed = part->nleases;
+		needed = part->nleases + part->npins;
 		if (needed <= copy->max_rows)
 			break;
 		dl_partition_unlock(partition, &fx);
@@ -200,7 +224,7 @@ put_lease(FunctionCallInfo fcinfo, const Copy *copy, const Row *row)
 	nulls[i] = lease->ttl == 0;
 	values[i++] = interval_of(remaining);
 	values[i++] = Int64GetDatum(lease->renewals);
-	values[i++] = Int32GetDatum(0);
+	values[i++] = Int32GetDatum(lease->npins);
 	values[i++] = Int32GetDatum(row->nwaiting);
 	Assert(i == lengthof(values));
 	put_row(fcinfo, values, nulls);
@@ -223,7 +247,8 @@ distlock_show_leases(PG_FUNCTION_ARGS)
 			const DlLease *lease = &copy.rows[i].lease;
 
 			CHECK_FOR_INTERRUPTS();
-			if (lease->state != DL_LIVE || lease->deadline <= copy.now)
+			if (lease->state != DL_LIVE || lease->deadline <= copy.now ||
+				copy.rows[i].pinned_by != 0)
 				continue;
 			outer = MemoryContextSwitchTo(context);
 			put_lease(fcinfo, &copy, &copy.rows[i]);
@@ -235,8 +260,9 @@ distlock_show_leases(PG_FUNCTION_ARGS)
 }
 
 /*
- * Who keeps row number "waiter" waiting: the leases it conflicts with, and
- * the requests ahead of it that it conflicts with.
+ * Who keeps row number "waiter" waiting: the leases it conflicts with, or the
+ * commits that keep them pinned, and the requests ahead of it that it conflicts
+ * with.
  */
 static void
 blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
@@ -255,12 +281,20 @@ blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
 	for (int i = first; i < waiter && row->position > 0; i++)
 	{
 		const DlLease *other = &copy->rows[i].lease;
+		int			pinned_by = copy->rows[i].pinned_by;
 
 		if (other->mode == DL_SHARED && row->lease.mode == DL_SHARED)
 			continue;
-		if (other->state == DL_LIVE)
+		if (pinned_by != 0)
+		{
+			if (other->state == DL_PINNED)
+				pid_list[npids++] = Int32GetDatum(pinned_by);
+			continue;
+		}
+		if (other->state == DL_LIVE || other->state == DL_PINNED)
 			token_list[ntokens++] = Int64GetDatum(other->token);
-		if (dl_session_is_live(other->backend, other->generation))
+		if (other->state != DL_PINNED &&
+			dl_session_is_live(other->backend, other->generation))
 			pid_list[npids++] = Int32GetDatum(other->pid);
 	}
 	*tokens = PointerGetDatum(construct_array(token_list, ntokens, INT8OID,
@@ -308,7 +342,8 @@ distlock_show_waiters(PG_FUNCTION_ARGS)
 			DlState		state = copy.rows[i].lease.state;
 
 			CHECK_FOR_INTERRUPTS();
-			if (state != DL_WAITING && state != DL_GRANTED)
+			if ((state != DL_WAITING && state != DL_GRANTED) ||
+				copy.rows[i].pinned_by != 0)
 				continue;
 			outer = MemoryContextSwitchTo(context);
 			put_waiter(fcinfo, &copy, i);
@@ -324,8 +359,8 @@ Datum
 distlock_show_stats(PG_FUNCTION_ARGS)
 {
 	DlCounters	sum = {0};
-	Datum		values[12];
-	bool		nulls[12] = {false};
+	Datum		values[15];
+	bool		nulls[15] = {false};
 	int			i = 0;
 
 	dl_require_library();
@@ -348,6 +383,9 @@ distlock_show_stats(PG_FUNCTION_ARGS)
 		sum.lapsed += counters->lapsed;
 		sum.lost += counters->lost;
 		sum.swept += counters->swept;
+		sum.guards += counters->guards;
+		sum.guards_refused += counters->guards_refused;
+		sum.commits_refused += counters->commits_refused;
 		dl_partition_unlock(p, &fx);
 	}
 	values[i++] = Int64GetDatum(sum.acquired);
@@ -362,6 +400,9 @@ distlock_show_stats(PG_FUNCTION_ARGS)
 	values[i++] = Int64GetDatum(sum.lapsed);
 	values[i++] = Int64GetDatum(sum.lost);
 	values[i++] = Int64GetDatum(sum.swept);
+	values[i++] = Int64GetDatum(sum.guards);
+	values[i++] = Int64GetDatum(sum.guards_refused);
+	values[i++] = Int64GetDatum(sum.commits_refused);
 	Assert(i == lengthof(values));
 	put_row(fcinfo, values, nulls);
 	return (Datum) 0;

@@ -5,7 +5,8 @@
  *
  * Nobody waits for it.  A session that wants a lock whose lease has expired
  * ends that lease itself; the worker tidies up behind those for which nobody
- * waits, and does the logging of whoever cannot log.
+ * waits, and does the logging of whoever cannot log.  After prepared
+ * transactions it finds out when locks may begin without a barrier again.
  *
  * While any lease has a deadline the worker looks at the next one, and once
  * a second at the latest, so that a grant need not tell it.  Otherwise it
@@ -24,6 +25,7 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
+#include "barrier.h"
 #include "compat.h"
 #include "lease.h"
 #include "shmem.h"
@@ -32,6 +34,10 @@
 /* Bounds of a nap, in microseconds. */
 #define SHORTEST_NAP	(10 * INT64CONST(1000))
 #define LONGEST_NAP		USECS_PER_SEC
+
+/* Bounds of the pause between two looks for prepared transactions. */
+#define SHORTEST_PAUSE	USECS_PER_SEC
+#define LONGEST_PAUSE	(60 * USECS_PER_SEC)
 
 static void
 worker_exit(int code, Datum arg)
@@ -54,6 +60,27 @@ next_deadline(void)
 		dl_partition_unlock(p, &fx);
 	}
 	return next;
+}
+
+/*
+ * Look for prepared transactions now and then while locks begin with a
+ * barrier.  Returns when to look again.
+ */
+static int64
+settle_barriers(void)
+{
+	static int64 look_at = 0;
+	static int64 pause = SHORTEST_PAUSE;
+	int64		now = dl_now();
+	bool		settled = false;
+
+	if (now >= look_at)
+	{
+		settled = dl_barrier_settle();
+		pause = settled ? SHORTEST_PAUSE : Min(2 * pause, LONGEST_PAUSE);
+		look_at = now + pause;
+	}
+	return settled ? DL_FOREVER : look_at;
 }
 
 void
@@ -89,7 +116,7 @@ dl_worker_main(Datum arg)
 		pg_atomic_write_u32(&dl_shared->worker_asleep, 1);
 		pg_memory_barrier();
 		dl_lease_sweep();
-		next = next_deadline();
+		next = Min(next_deadline(), settle_barriers());
 		if (next < DL_FOREVER)
 		{
 			int64		nap = next - dl_now();

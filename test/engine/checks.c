@@ -23,6 +23,17 @@ is_held(const DlLease *lease)
 	return lease->state == DL_GRANTED || lease->state == DL_LIVE;
 }
 
+static int
+count_list(dlist_head *list)
+{
+	int			n = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, list)
+		n++;
+	return n;
+}
+
 /* ---- The deadline heap ---- */
 
 static int
@@ -55,6 +66,7 @@ check_heap(DlPartition *part)
 
 /* ---- One partition ---- */
 
+/* A lease that commits rely on is in force past its deadline, too. */
 static void
 check_exclusion(DlLock *lock)
 {
@@ -66,7 +78,7 @@ check_exclusion(DlLock *lock)
 	{
 		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
 
-		if (lease->deadline <= model.now)
+		if (lease->deadline <= model.now && lease->state != DL_PINNED && lease->npins == 0)
 			continue;
 		if (lease->mode == DL_EXCLUSIVE)
 			nexclusive++;
@@ -81,7 +93,9 @@ check_exclusion(DlLock *lock)
 static void
 check_claim(const Claim *claim)
 {
-	const DlLease *record = claim->record;
+	DlLease    *record = claim->record;
+	int			npins = 0;
+	dlist_iter	iter;
 	bool		linked = claim->state != DL_LAPSED && claim->state != DL_DROPPED;
 
 	verify(CHECK_MODEL, record->state == claim->state && record->serial == claim->serial,
@@ -93,6 +107,24 @@ check_claim(const Claim *claim)
 		   record->nreleasing == claim->nreleasing,
 		   "record of backend %d differs from the model", claim->backend);
 	verify(CHECK_MODEL, (record->lock != NULL) == linked, "wrong lock link");
+	if (claim->state == DL_PINNED || claim->state == DL_OVER)
+		verify(CHECK_MODEL, record->cause == claim->cause && record->token == claim->token,
+			   "ended by %d, should be %d", record->cause, claim->cause);
+	dlist_foreach(iter, &record->guards)
+	{
+		DlGuard    *guard = dlist_container(DlGuard, link, iter.cur);
+
+		verify(CHECK_GUARDS, guard->lease == record, "a guard of another lease");
+		npins += guard->pinned;
+	}
+	verify(CHECK_GUARDS, count_list(&record->guards) == model_guards(claim),
+		   "%d guards, should be %d", count_list(&record->guards), model_guards(claim));
+	verify(CHECK_GUARDS, npins == model_pins(claim) && record->npins == npins,
+		   "%d pins, counted %d, should be %d", npins, record->npins, model_pins(claim));
+	if (claim->state == DL_PINNED)
+		verify(CHECK_PINNED, npins > 0 && record->deadline == DL_FOREVER &&
+			   dl_engine_pinning(record)->pinned,
+			   "an ended lease keeps its place for %d commits", npins);
 	if (is_held(record))
 	{
 		verify(CHECK_TOKENS, record->token == claim->token,
@@ -125,12 +157,6 @@ check_list(dlist_head *list, Claim *const *claims, int n, const char *what)
 	verify(CHECK_MODEL, i == n, "%s: %d members, should be %d", what, i, n);
 }
 
-static bool
-is_in_use(const ModelLock *lock)
-{
-	return lock->nholders + lock->nqueue + lock->nover > 0;
-}
-
 static int
 check_lock(DlLock *lock)
 {
@@ -143,7 +169,7 @@ check_lock(DlLock *lock)
 			lock->key.extension != expected->key.extension ||
 			strcmp(lock->key.name, expected->key.name) != 0)
 			continue;
-		verify(CHECK_RECORDS, is_in_use(expected), "unused lock %.8s not dropped", lock->key.name);
+		verify(CHECK_RECORDS, model_is_in_use(expected), "unused lock %.8s not dropped", lock->key.name);
 		check_list(&lock->leases, expected->holders, expected->nholders, "leases");
 		check_list(&lock->queue, expected->queue, expected->nqueue, "queue");
 		for (int h = 0; h < expected->nholders; h++)
@@ -151,6 +177,9 @@ check_lock(DlLock *lock)
 		verify(CHECK_MODEL, lock->nleases == expected->nholders &&
 			   lock->nwaiting == expected->nqueue && lock->nover == expected->nover &&
 			   lock->nreleasing == nreleasing, "counts of lock %.8s are wrong", lock->key.name);
+		verify(CHECK_BARRIER, lock->barrier == expected->barrier,
+			   "barrier of lock %.8s is %d, should be %d", lock->key.name,
+			   lock->barrier, expected->barrier);
 		verify(CHECK_MODEL, dl_engine_find_lock(engine, &expected->key) == lock,
 			   "lock %.8s is not found", lock->key.name);
 		verify(CHECK_MODEL, lock->tokens == &tokens[expected->database],
@@ -180,18 +209,9 @@ check_counters(int partition)
 	CHECK_COUNTER(expired);
 	CHECK_COUNTER(forced);
 	CHECK_COUNTER(lapsed);
+	CHECK_COUNTER(guards);
+	CHECK_COUNTER(commits_refused);
 	CHECK_COUNTER(swept);
-}
-
-static int
-count_list(dlist_head *list)
-{
-	int			n = 0;
-	dlist_iter	iter;
-
-	dlist_foreach(iter, list)
-		n++;
-	return n;
 }
 
 void
@@ -202,6 +222,7 @@ check_partition(int partition)
 	int			ntokens = 0;
 	int			nused = 0;
 	int			nlive = 0;
+	int			npins = 0;
 	int			nlocks_expected = 0;
 	int64		earliest = DL_FOREVER;
 	int			nheap = 0;
@@ -223,6 +244,7 @@ check_partition(int partition)
 		check_claim(claim);
 		nused++;
 		nlive += claim->state == DL_LIVE;
+		npins += model_pins(claim);
 		nheap += claim->record->rank > 0;
 		if (is_held(claim->record))
 			earliest = Min(earliest, claim->deadline);
@@ -236,7 +258,7 @@ check_partition(int partition)
 	}
 	for (int i = 0; i < model.nlocks; i++)
 		nlocks_expected += model_partition(&model.locks[i]) == partition &&
-			is_in_use(&model.locks[i]);
+			model_is_in_use(&model.locks[i]);
 	check_list(&part->over, model.over[partition], model.nover[partition], "ended leases");
 
 	verify(CHECK_RECORDS, nlocks == nlocks_expected, "%d locks, should be %d",
@@ -245,6 +267,8 @@ check_partition(int partition)
 		   ntokens, nlive);
 	verify(CHECK_RECORDS, part->nleases == nused, "%d records in use, should be %d",
 		   part->nleases, nused);
+	verify(CHECK_GUARDS, part->npins == npins, "%d commits in flight, should be %d",
+		   part->npins, npins);
 	verify(CHECK_HEAP, check_heap(part) == nheap, "members of the heap are not in it");
 	verify(CHECK_HEAP, dl_engine_next_deadline(engine, partition) <= earliest,
 		   "a lease expires before the next deadline");
@@ -277,7 +301,7 @@ check_all_partitions(void)
 	for (int i = 0; i < MAX_CLAIMS; i++)
 	{
 		Claim	   *claim = &model.claims[i];
-		bool		expected = claim->state != DL_OVER &&
+		bool		expected = claim->state != DL_OVER && claim->state != DL_PINNED &&
 			(claim->state != DL_LIVE || claim->scope != DL_SCOPE_LEASE);
 
 		verify(CHECK_RECORDS, claim->state == DL_FREE || claim->record->in_backend == expected,
@@ -286,34 +310,40 @@ check_all_partitions(void)
 }
 
 int
-count_free_leases(void)
+count_free(DlKind kind)
 {
 	int			n = 0;
 
 	for (int p = 0; p < DL_NPARTITIONS; p++)
-		n += count_list(&engine->partitions[p].free_leases);
-	return n;
-}
-
-int
-count_free_locks(void)
-{
-	int			n = 0;
-
-	for (int p = 0; p < DL_NPARTITIONS; p++)
-		n += count_list(&engine->partitions[p].free_locks);
+		n += count_list(&engine->partitions[p].free[kind]);
 	return n;
 }
 
 void
 check_free_records(void)
 {
-	int			nleases = count_free_leases();
-	int			nlocks = count_free_locks();
+	int			nleases = count_free(DL_LEASE);
+	int			nlocks = count_free(DL_LOCK);
+	int			nguards = count_free(DL_GUARD);
 	int			nlocks_used = 0;
+	int			nguards_used = 0;
 
 	for (int i = 0; i < model.nlocks; i++)
-		nlocks_used += is_in_use(&model.locks[i]);
+		nlocks_used += model_is_in_use(&model.locks[i]);
+	for (int i = 0; i < MAX_GUARDS; i++)
+	{
+		Guard	   *guard = &model.guards[i];
+
+		if (guard->record == NULL)
+			continue;
+		nguards_used++;
+		verify(CHECK_GUARDS, guard->record->pid == guard->pid &&
+			   guard->record->pinned == guard->pinned,
+			   "guard of process %d differs from the model", guard->pid);
+		verify(CHECK_STALE, guard->record->lease == (guard->claim == NULL ? NULL : guard->claim->record),
+			   "the guard of process %d %s", guard->pid, guard->claim == NULL ?
+			   "still has its lease" : "has lost its lease");
+	}
 	for (int i = 0; i < MAX_CLAIMS; i++)
 		verify(CHECK_RECORDS, model.claims[i].state != DL_FREE ||
 			   model.claims[i].record == NULL ||
@@ -323,6 +353,12 @@ check_free_records(void)
 		   "%d lease records free and %d in use of %d", nleases, model_used(), model.max_leases);
 	verify(CHECK_RECORDS, nlocks + nlocks_used == nlock_records,
 		   "%d lock records free and %d in use of %d", nlocks, nlocks_used, nlock_records);
+	verify(CHECK_RECORDS, nguards + nguards_used == Max(model.max_leases, model.nbackends),
+		   "%d guard records free and %d in use", nguards, nguards_used);
+	verify(CHECK_BARRIER, pg_atomic_read_u64(&engine->barriers_forgotten) == model.forgotten &&
+		   pg_atomic_read_u64(&engine->barriers_settled) == model.settled,
+		   "%d barriers forgotten, should be %d",
+		   (int) pg_atomic_read_u64(&engine->barriers_forgotten), (int) model.forgotten);
 	for (int d = 0; d < NDATABASES; d++)
 		verify(CHECK_TOKENS, pg_atomic_read_u64(&tokens[d].next) == model.next_token[d],
 			   "the next token of database %d should be " INT64_FORMAT, d, model.next_token[d]);
@@ -337,9 +373,31 @@ by_token(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+/* Whom a commit in flight or a prepared transaction keeps from the lock. */
+static void
+check_transactions(const Claim *claim)
+{
+	const ModelLock *lock = claim->lock;
+
+	for (int i = 0; i < MAX_GUARDS; i++)
+	{
+		const Guard *guard = &model.guards[i];
+
+		verify(CHECK_PINNED, guard->record == NULL || !guard->pinned || guard->lock != lock ||
+			   (claim->mode == DL_SHARED && guard->mode == DL_SHARED),
+			   "backend %d was granted %.8s while process %d commits",
+			   claim->backend, lock->key.name, guard->pid);
+	}
+	verify(CHECK_BARRIER, lock->nprepared[DL_EXCLUSIVE] == 0 &&
+		   (claim->mode == DL_SHARED || lock->nprepared[DL_SHARED] == 0),
+		   "backend %d was granted %.8s in front of a prepared transaction",
+		   claim->backend, lock->key.name);
+}
+
 /*
  * What the engine granted since the last call, in the order of the tokens:
- * each greater than all before, and each lock's requests in their order.
+ * each greater than all before, and each lock's requests in their order.  None
+ * of them to a lock that a transaction keeps from it.
  */
 void
 check_grants(void)
@@ -370,6 +428,7 @@ check_grants(void)
 		verify(CHECK_ORDER, claim->arrival > lock->last_arrival,
 			   "the request of backend %d for %.8s was overtaken", claim->backend, lock->key.name);
 		lock->last_arrival = claim->arrival;
+		check_transactions(claim);
 	}
 	for (int i = 0; i < MAX_CLAIMS; i++)
 	{
@@ -436,7 +495,8 @@ check_sessions(void)
 			{
 				Claim	   *conflict = model_conflict(lock, claim->mode);
 
-				latest = conflict == NULL ? model.now : conflict->deadline;
+				latest = conflict != NULL ? conflict->deadline :
+					claim->record->passing ? DL_FOREVER : model.now;
 			}
 			else
 			{
@@ -457,6 +517,10 @@ check_sessions(void)
  * For runs in which every session that is not frozen comes when it should: no
  * lock stays idle while someone waits who could have it.  Only behind frozen
  * sessions may that last, for one DL_FALLBACK_USECS each.
+ *
+ * A lock is not idle while a commit in flight keeps the head from it, or the
+ * tag of a prepared transaction keeps the head from passing its barrier.  Nobody
+ * makes up for a head that has stopped while it waits for that tag.
  */
 void
 check_takeover(void)
@@ -475,6 +539,9 @@ check_takeover(void)
 			if (lock->queue[0]->mode == DL_EXCLUSIVE ||
 				lock->holders[h]->mode == DL_EXCLUSIVE)
 				since = Max(since, lock->holders[h]->deadline);
+		if (model_is_barred(lock, lock->queue[0]->mode))
+			since = model_can_pass(lock, lock->queue[0]->mode) ?
+				Max(since, lock->tag_freed_at) : DL_FOREVER;
 		if (since > model.now)
 		{
 			lock->idle_since = 0;
@@ -488,7 +555,11 @@ check_takeover(void)
 			Claim	   *claim = lock->queue[q];
 
 			if (sessions[claim->backend].frozen)
+			{
+				if (sessions[claim->backend].passing)
+					break;
 				continue;
+			}
 			verify(CHECK_TAKEOVER, q > 0, "lock %.8s expired, and backend %d still waits for it",
 				   lock->key.name, claim->backend);
 			verify(CHECK_TAKEOVER, model.now - since <= q * DL_FALLBACK_USECS,

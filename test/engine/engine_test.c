@@ -12,6 +12,10 @@
  * or not at all.  In odd seeds every session that is not frozen comes exactly
  * when woken or at its timer, so that we see whether wakes and timers do.
  *
+ * Of the server's own locks, by which prepared transactions and those who pass
+ * a barrier exclude each other, the model has a plain count for each lock.  Who
+ * takes them in which order is as in src/barrier.c.
+ *
  *		engine_test [--seed N] [--steps N] [--leases N]
  *
  * A failure prints its seed; the same seed and steps bring it back.
@@ -25,7 +29,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#define DEFAULT_SEEDS	24
+#define DEFAULT_SEEDS	32
 #define DEFAULT_STEPS	100000	/* per seed */
 #define FULL_CHECK		61		/* operations between looks at all partitions */
 #define WATCHDOG_SECS	300		/* for one run: far more than it can take */
@@ -50,8 +54,14 @@ static const char *const check_names[NCHECKS] = {
 	[CHECK_COUNTERS] = "counters add up",
 	[CHECK_RECORDS] = "no record is lost",
 	[CHECK_HEAP] = "the deadline heap is in order",
+	[CHECK_GUARDS] = "a guard commits exactly while its lease is live",
+	[CHECK_PINNED] = "a pinned lease keeps its place",
+	[CHECK_STALE] = "stale guards are told once",
+	[CHECK_BARRIER] = "a barrier holds until it is passed",
 	[CHECK_FROZEN] = "a frozen head delays the next for a bounded time",
 	[CHECK_FROZEN_SHARED] = "a frozen head without TTL does not keep others from sharing",
+	[CHECK_HAND_OVER] = "a hand-over waits for commits in flight and for nothing else",
+	[CHECK_SUCCESSOR] = "who becomes the head in front of a barrier is woken",
 	[CHECK_FEW_WAKES] = "nobody is woken for nothing",
 	[CHECK_LARGE_HEAP] = "a large heap stays in order",
 	[CHECK_SWEEP] = "a sweep looks only at what has expired",
@@ -65,11 +75,32 @@ static int64 step;
 static int64 noperations;
 static int64 verdicts[2][DL_GONE + 1];	/* of requests, of looks */
 
+/* How often what is rare happened, to see that a run is worth its while. */
+static struct
+{
+	int64		guards;
+	int64		no_guard;		/* all were in use */
+	int64		commits;
+	int64		prepared;
+	int64		refused;		/* commits and preparations */
+	int64		pinned;			/* leases that ended under a commit */
+	int64		stale;
+	int64		passed;
+	int64		forgotten;
+	int64		settled;
+}			events;
+
 /* What kind of run this is. */
 static bool prompt;				/* sessions come exactly when they should */
 static bool sweeping;
 static bool freezing;
 static bool scarce;				/* tokens run out all the time */
+static bool guarding;
+static bool preparing;
+
+/* How far the worker is in settling barriers; see op_settle(). */
+static int	settle_stage;
+static uint64 settle_seen;
 
 /* The latest operations, for the report of a failure. */
 #define TRACE_LENGTH 24
@@ -226,7 +257,7 @@ random_duration(void)
 /* ---- A run ---- */
 
 void
-begin_run(int max_leases, int nbackends)
+begin_run(int max_leases, int nbackends, bool barriers)
 {
 	end_run();
 	engine = malloc(dl_engine_size(max_leases, nbackends));
@@ -235,12 +266,13 @@ begin_run(int max_leases, int nbackends)
 		printf("Bail out! Out of memory\n");
 		exit(2);
 	}
-	dl_engine_init(engine, max_leases, nbackends);
+	dl_engine_init(engine, max_leases, nbackends, barriers);
 	memset(&model, 0, sizeof(model));
 	memset(sessions, 0, sizeof(sessions));
 	model.now = 1000;
 	model.max_leases = max_leases;
 	model.nbackends = nbackends;
+	model.forgotten = barriers;
 	for (int d = 0; d < NDATABASES; d++)
 	{
 		model.next_token[d] = 1;
@@ -249,8 +281,9 @@ begin_run(int max_leases, int nbackends)
 		pg_atomic_init_u64(&tokens[d].limit, model.limit[d]);
 	}
 	begin_checks();
-	nlock_records = count_free_locks();
+	nlock_records = count_free(DL_LOCK);
 	step = noperations = ntrace = 0;
+	settle_stage = 0;
 }
 
 void
@@ -337,6 +370,30 @@ lock_of_key(const DlKey *key)
 			return &model.locks[i];
 }
 
+static ModelLock *
+lock_of_session(const Session *session)
+{
+	return lock_of_key(&session->request.key);
+}
+
+/* Pass the barrier in front of the session's request, which must be possible. */
+static void
+take_tag(Session *session)
+{
+	note("backend passes for mode", session - sessions, session->request.mode);
+	lock_of_session(session)->npassing[session->request.mode]++;
+	session->has_tag = true;
+	events.passed++;
+}
+
+static void
+give_up_tag(Session *session)
+{
+	if (session->has_tag)
+		lock_of_session(session)->npassing[session->request.mode]--;
+	session->has_tag = session->passing = false;
+}
+
 /* Enter the session's request. */
 static DlVerdict
 enter(Session *session)
@@ -368,22 +425,59 @@ enter(Session *session)
 		session->record = record;
 		session->sleep_until = record->timer;
 		session->woken = session->reserving = false;
-		verify(CHECK_WAKES, record->timer > model.now, "the timer of a new request is past");
+
+		/* One that stands in front of a barrier, and of all others, looks at once. */
+		verify(CHECK_WAKES, record->timer > model.now ||
+			   (claim == lock->queue[0] && model_is_barred(lock, claim->mode)),
+			   "the timer of a new request is past");
 	}
 	finish_operation(model_partition(lock), &fx, request->backend);
 	return verdict;
 }
 
-/* Enter it, and reserve tokens when there are none. */
+/*
+ * Enter it, reserve tokens when there are none, and pass a barrier or else
+ * queue in front of it.
+ */
 static void
 acquire(Session *session)
 {
-	for (int i = 0; i < 4; i++)
+	DlRequest  *request = &session->request;
+	ModelLock  *lock = lock_of_session(session);
+
+	for (int i = 0; i < 6; i++)
 	{
-		if (enter(session) != DL_NO_TOKEN || one_in(3))
-			return;
-		reserve(lock_of_key(&session->request.key)->database);
+		DlVerdict	verdict;
+
+		if (session->has_tag)
+			request->pass = DL_PASS_HELD;
+		verdict = enter(session);
+		give_up_tag(session);
+		request->pass = DL_PASS_NONE;
+		switch (verdict)
+		{
+			case DL_NO_TOKEN:
+				if (one_in(3))
+					return;
+				reserve(lock->database);
+				break;
+			case DL_BARRED:
+				if (model_can_pass(lock, request->mode))
+				{
+					take_tag(session);
+					if (!prompt && one_in(4))
+						return; /* enters it later */
+				}
+				else if (request->may_wait)
+					request->pass = DL_PASS_QUEUE;
+				else
+					return;
+				break;
+			default:
+				return;
+		}
 	}
+	give_up_tag(session);
 }
 
 static void
@@ -396,6 +490,7 @@ leave(Session *session)
 	begin_operation("leave by backend, state", claim->backend, claim->state);
 	session->claim = NULL;
 	session->reserving = false;
+	give_up_tag(session);
 	model_leave(claim);
 	dl_engine_leave(engine, partition, claim->record, model.now, &fx);
 	finish_operation(partition, &fx, session - sessions);
@@ -412,10 +507,16 @@ look(Session *session)
 
 	begin_operation("look by backend, state", claim->backend, claim->state);
 	session->woken = session->reserving = false;
+	if (session->has_tag)
+	{
+		model_pass(claim);
+		dl_engine_pass(claim->record);
+	}
 	expected = model_look(claim);
 	verdict = dl_engine_look(engine, partition, claim->record, model.now, 0, &fx);
 	verify(CHECK_MODEL, verdict == expected, "look: verdict %d, should be %d", verdict, expected);
 	verdicts[1][verdict]++;
+	give_up_tag(session);
 	switch (verdict)
 	{
 		case DL_TOLD:
@@ -427,6 +528,10 @@ look(Session *session)
 			break;
 		case DL_NO_TOKEN:
 			session->reserving = true;
+			break;
+		case DL_BARRED:
+			session->sleep_until = claim->record->timer;
+			session->passing = true;
 			break;
 		default:
 			session->woken = true;	/* comes to leave, below */
@@ -441,11 +546,26 @@ look(Session *session)
 	}
 }
 
+/* Whoever waits for a tag looks neither at its latch nor at its timer. */
 static bool
 is_ready(const Session *session)
 {
-	return session->claim != NULL && !session->frozen &&
-		(session->woken || session->reserving || session->sleep_until <= model.now);
+	if (session->claim == NULL || session->frozen)
+		return false;
+	if (session->passing)
+		return session->has_tag || model_can_pass(session->claim->lock, session->request.mode);
+	return session->woken || session->reserving || session->sleep_until <= model.now;
+}
+
+/* Do what the session was off to, if it can. */
+static void
+get_ready(Session *session)
+{
+	if (session->reserving)
+		reserve(session->claim->lock->database);
+	if (session->passing && !session->has_tag &&
+		model_can_pass(session->claim->lock, session->request.mode))
+		take_tag(session);
 }
 
 /* Let come whoever has a reason to, until nobody has. */
@@ -459,8 +579,7 @@ let_come(void)
 		for (int b = 0; b < model.nbackends; b++)
 			if (is_ready(&sessions[b]))
 			{
-				if (sessions[b].reserving)
-					reserve(sessions[b].claim->lock->database);
+				get_ready(&sessions[b]);
 				look(&sessions[b]);
 				any = true;
 			}
@@ -480,7 +599,7 @@ advance_to(int64 time)
 		int64		next = DL_FOREVER;
 
 		for (int b = 0; b < model.nbackends; b++)
-			if (sessions[b].claim != NULL && !sessions[b].frozen)
+			if (sessions[b].claim != NULL && !sessions[b].frozen && !sessions[b].passing)
 				next = Min(next, sessions[b].sleep_until);
 		if (next > time)
 			break;
@@ -503,6 +622,7 @@ fill_request(int backend, ModelLock *lock, DlMode mode, DlScope scope, int64 ttl
 	request->scope = scope;
 	request->ttl = ttl;
 	request->may_wait = true;
+	request->pass = DL_PASS_NONE;
 	request->backend = backend;
 	request->generation++;
 	request->pid = 1000 + backend;
@@ -534,8 +654,9 @@ random_session(bool waiting)
 	return NULL;
 }
 
+/* "pinned": or a lease that has ended, but keeps its place. */
 static Claim *
-random_holder(void)
+random_holder(bool pinned)
 {
 	int			start = random_below(MAX_CLAIMS);
 
@@ -543,8 +664,24 @@ random_holder(void)
 	{
 		Claim	   *claim = &model.claims[(start + i) % MAX_CLAIMS];
 
-		if (claim->state == DL_LIVE || claim->state == DL_GRANTED)
+		if (claim->state == DL_LIVE || claim->state == DL_GRANTED ||
+			(pinned && claim->state == DL_PINNED))
 			return claim;
+	}
+	return NULL;
+}
+
+static Guard *
+random_guard(void)
+{
+	int			start = random_below(MAX_GUARDS);
+
+	for (int i = 0; i < MAX_GUARDS; i++)
+	{
+		Guard	   *guard = &model.guards[(start + i) % MAX_GUARDS];
+
+		if (guard->record != NULL)
+			return guard;
 	}
 	return NULL;
 }
@@ -560,6 +697,11 @@ op_request(void)
 
 	if (session == NULL)
 		return;
+	if (session->has_tag)
+	{
+		acquire(session);
+		return;
+	}
 	fill_request(session - sessions, lock, mode, scope, ttl);
 	session->request.may_wait = !one_in(6);
 	acquire(session);
@@ -582,8 +724,10 @@ op_look(void)
 			leave(session);		/* could not reserve */
 			return;
 		}
-		reserve(session->claim->lock->database);
 	}
+	get_ready(session);
+	if (session->has_tag && one_in(3))
+		return;					/* looks later */
 	look(session);
 }
 
@@ -604,6 +748,7 @@ end_lease(Claim *claim, DlCause cause)
 
 	begin_operation("end token, cause", claim->token, cause);
 	model_end(claim, cause);
+	events.pinned += claim->state == DL_PINNED;
 	dl_engine_end(engine, claim->record, cause, model.now, &fx);
 	finish_operation(partition, &fx, -1);
 }
@@ -636,7 +781,7 @@ static void
 op_find(void)
 {
 	DlEffects	fx = DL_NO_EFFECTS;
-	Claim	   *claim = random_holder();
+	Claim	   *claim = random_holder(true);
 	ModelLock  *lock;
 	int64		token;
 	Claim	   *expected;
@@ -677,7 +822,7 @@ op_find(void)
 static void
 op_end(void)
 {
-	Claim	   *claim = random_holder();
+	Claim	   *claim = random_holder(false);
 
 	if (claim == NULL)
 		return;
@@ -694,7 +839,7 @@ op_clock(void)
 {
 	int64		few = random_below(3);
 	int64		time = model.now + few;
-	Claim	   *claim = random_holder();
+	Claim	   *claim = random_holder(false);
 
 	switch (random_below(8))
 	{
@@ -765,6 +910,44 @@ op_sweep(void)
 		sweep_one(partition);
 }
 
+/*
+ * Be told of one guard whose lease has ended.  It may be any of those not told
+ * yet of the lease that is next.
+ */
+static bool
+take_stale(int partition)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	Claim	   *expected;
+	DlGuard		copy;
+	DlLease		lease;
+	DlKey		key;
+	bool		found;
+
+	begin_operation("take stale guard from partition", partition, 0);
+	expected = model_stale(partition);
+	found = dl_engine_take_stale(engine, partition, &copy, &lease, &key);
+	verify(CHECK_STALE, found == (expected != NULL), "a stale guard is missing, or one too many");
+	if (found)
+	{
+		Guard	   *guard = model.guards;
+
+		while (guard < model.guards + MAX_GUARDS &&
+			   (guard->record == NULL || guard->pid != copy.pid))
+			guard++;
+		verify(CHECK_STALE, guard < model.guards + MAX_GUARDS && guard->claim == expected,
+			   "the guard of process %d is told again, or before its turn", copy.pid);
+		verify(CHECK_STALE, lease.token == expected->token && lease.cause == expected->cause &&
+			   dl_same_key(&key, &expected->lock->key), "told of another lease");
+		verify(CHECK_STALE, !copy.pinned && lease.npins == 0, "a stale guard is committing");
+		guard->claim = NULL;
+		events.stale++;
+	}
+	finish_operation(partition, &fx, -1);
+	return found;
+}
+
+/* When there is no stale guard to be taken before. */
 static bool
 take_over(int partition)
 {
@@ -787,14 +970,25 @@ take_over(int partition)
 	return found;
 }
 
+/* All that is over, as the server does. */
+static void
+log_over(int partition)
+{
+	while (take_stale(partition) || take_over(partition))
+		;
+}
+
 static void
 op_take_over(void)
 {
 	int			partition = model_partition(random_lock());
 
+	if (take_stale(partition) && one_in(2))
+		return;
+	while (take_stale(partition))
+		;
 	if (take_over(partition) && one_in(2))
-		while (take_over(partition))
-			;
+		log_over(partition);
 }
 
 static void
@@ -802,6 +996,7 @@ end_backend(int backend)
 {
 	sessions[backend].claim = NULL;
 	sessions[backend].frozen = sessions[backend].reserving = false;
+	give_up_tag(&sessions[backend]);
 
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 	{
@@ -820,6 +1015,34 @@ op_end_backend(void)
 	end_backend(random_below(model.nbackends));
 }
 
+/*
+ * One removal may end leases of several locks: in which order is the engine's
+ * affair.
+ */
+static void
+adopt_order(int partition, int first)
+{
+	Claim	  **over = model.over[partition];
+	int			i = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &engine->partitions[partition].over)
+	{
+		DlLease    *record = dlist_container(DlLease, lock_link, iter.cur);
+
+		for (int j = i; i >= first && j < model.nover[partition]; j++)
+			if (over[j]->record == record)
+			{
+				Claim	   *claim = over[j];
+
+				over[j] = over[i];
+				over[i] = claim;
+				break;
+			}
+		i++;
+	}
+}
+
 static void
 op_remove(void)
 {
@@ -829,10 +1052,12 @@ op_remove(void)
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
+		int			nover = model.nover[p];
 
 		begin_operation("remove database, extension", lock->key.database, extension);
 		model_remove(p, lock->key.database, extension);
 		dl_engine_remove(engine, p, lock->key.database, extension, model.now, &fx);
+		adopt_order(p, nover);
 		finish_operation(p, &fx, -1);
 	}
 }
@@ -848,6 +1073,238 @@ op_freeze(void)
 	note(session->frozen ? "freeze backend" : "thaw backend", session - sessions, 0);
 }
 
+/* ---- Transactions that rely on leases ---- */
+
+static int
+partition_of_guard(const Guard *guard)
+{
+	return model_partition(guard->lock);
+}
+
+/* Null when all guards are in use. */
+static Guard *
+make_guard(Claim *claim)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	Guard	   *guard;
+	DlGuard    *record;
+
+	begin_operation("guard by token", claim->token, 0);
+	guard = model_guard(claim);
+	record = dl_engine_guard(engine, claim->record, guard == NULL ? 0 : guard->pid);
+	verify(CHECK_RECORDS, (record != NULL) == (guard != NULL),
+		   record == NULL ? "no guard, though not all are in use" : "a guard too many");
+	if (guard != NULL)
+		guard->record = record;
+	events.guards += guard != NULL;
+	events.no_guard += guard == NULL;
+	finish_operation(partition_of(claim), &fx, -1);
+	return guard;
+}
+
+/* Said of the engine alone: who may commit has the lease, and nobody else. */
+static void
+check_in_force(const Guard *guard)
+{
+	const DlLease *lease = guard->record->lease;
+
+	verify(CHECK_GUARDS, lease != NULL && lease->state == DL_LIVE && lease->deadline > model.now,
+		   "process %d relies on a lease that is over", guard->pid);
+}
+
+/* The transaction commits.  Returns whether it may. */
+static bool
+pin(Guard *guard)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	bool		expected;
+	bool		good;
+
+	begin_operation("pin by process", guard->pid, 0);
+	expected = model_pin(guard);
+	good = dl_engine_pin(engine, partition_of_guard(guard), guard->record, model.now);
+	verify(CHECK_GUARDS, good == expected, "a commit is %s", good ? "let through" : "refused");
+	if (good)
+		check_in_force(guard);
+	events.commits += good;
+	events.refused += !good;
+	finish_operation(partition_of_guard(guard), &fx, -1);
+	return good;
+}
+
+/*
+ * The transaction takes the tag, since it is about to be prepared.  Returns
+ * false when it would have to wait for somebody who passes.
+ */
+static bool
+hold_tag(Guard *guard)
+{
+	if (!model_can_hold(guard->lock, guard->mode))
+		return false;
+	note("process holds tag in mode", guard->pid, guard->mode);
+	guard->lock->nheld[guard->mode]++;
+	guard->holding = true;
+	return true;
+}
+
+static void
+free_tag(ModelLock *lock, DlMode mode)
+{
+	lock->nheld[mode]--;
+	lock->tag_freed_at = model.now;
+}
+
+/* It is prepared, and keeps the tag, or else it fails and does not. */
+static bool
+prepare(Guard *guard)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	bool		expected;
+	bool		good;
+
+	begin_operation("bar by process", guard->pid, 0);
+	expected = model_bar(guard);
+	good = dl_engine_bar(engine, partition_of_guard(guard), guard->record, model.now);
+	verify(CHECK_GUARDS, good == expected, "a preparation is %s", good ? "let through" : "refused");
+	if (good)
+		check_in_force(guard);
+	guard->holding = false;
+	guard->prepared = good;
+	if (good)
+		guard->lock->nprepared[guard->mode]++;
+	else
+		free_tag(guard->lock, guard->mode);
+	events.prepared += good;
+	events.refused += !good;
+	finish_operation(partition_of_guard(guard), &fx, -1);
+	return good;
+}
+
+static void
+unguard(Guard *guard)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	DlGuard    *record = guard->record;
+
+	begin_operation("unguard by process, pinned", guard->pid, guard->pinned);
+	if (guard->holding)
+		free_tag(guard->lock, guard->mode);
+	model_unguard(guard);
+	dl_engine_unguard(engine, partition_of_guard(guard), record, model.now, &fx);
+	finish_operation(partition_of_guard(guard), &fx, -1);
+}
+
+/* A prepared transaction is over. */
+static void
+end_prepared(ModelLock *lock, DlMode mode)
+{
+	note("end of a prepared transaction, lock, mode", lock - model.locks, mode);
+	lock->nprepared[mode]--;
+	free_tag(lock, mode);
+}
+
+static void
+op_guard(void)
+{
+	Claim	   *claim = random_holder(false);
+	int			n = one_in(40) ? MAX_GUARDS : 1;
+
+	if (!guarding || claim == NULL || claim->state != DL_LIVE)
+		return;
+	while (n-- > 0 && make_guard(claim) != NULL)
+		;
+}
+
+/* One whose lease is live, mostly. */
+static Guard *
+good_guard(void)
+{
+	Guard	   *guard = random_guard();
+
+	for (int i = 0; i < 4 && guard != NULL; i++)
+	{
+		if (guard->claim != NULL && guard->claim->state == DL_LIVE)
+			break;
+		guard = random_guard();
+	}
+	return guard;
+}
+
+static void
+op_pin(void)
+{
+	Guard	   *guard = good_guard();
+
+	if (guard != NULL && !guard->pinned)
+		pin(guard);
+}
+
+static void
+op_prepare(void)
+{
+	Guard	   *guard = good_guard();
+
+	if (!preparing || guard == NULL || guard->prepared)
+		return;
+	if (!guard->holding && (!hold_tag(guard) || one_in(2)))
+		return;
+	prepare(guard);
+}
+
+static void
+op_unguard(void)
+{
+	Guard	   *guard;
+
+	for (int n = one_in(20) ? MAX_GUARDS / 2 : 1; n > 0 && (guard = random_guard()) != NULL; n--)
+		unguard(guard);
+}
+
+static void
+op_end_prepared(void)
+{
+	ModelLock  *lock = random_lock();
+	DlMode		mode = random_below(NMODES);
+
+	for (int n = one_in(8) ? MAX_GUARDS : 1; n > 0 && lock->nprepared[mode] > 0; n--)
+		end_prepared(lock, mode);
+}
+
+/*
+ * As the worker does: the count of the barriers forgotten is read first, then
+ * the tags are looked at, and if none is held that count is settled.  A lot
+ * may happen in between.
+ */
+static void
+op_settle(void)
+{
+	bool		held = false;
+
+	do
+	{
+		switch (settle_stage++)
+		{
+			case 0:
+				settle_seen = pg_atomic_read_u64(&engine->barriers_forgotten);
+				break;
+			case 1:
+				for (int i = 0; i < model.nlocks; i++)
+					for (DlMode mode = 0; mode < NMODES; mode++)
+						held = held || model.locks[i].nheld[mode] > 0;
+				if (held)
+					settle_stage = 0;
+				break;
+			default:
+				note("settle barriers", settle_seen, 0);
+				pg_atomic_write_u64(&engine->barriers_settled, settle_seen);
+				events.settled += model.settled != settle_seen;
+				model.settled = settle_seen;
+				settle_stage = 0;
+				break;
+		}
+	} while (settle_stage > 0 && one_in(2));
+}
+
 static const struct
 {
 	void		(*function) (void);
@@ -861,17 +1318,29 @@ static const struct
 	{op_end, 60},
 	{op_clock, 120},
 	{op_sweep, 30},
-	{op_take_over, 50},
+	{op_take_over, 70},
 	{op_end_backend, 4},
 	{op_remove, 2},
 	{op_freeze, 24},
+	{op_guard, 60},
+	{op_pin, 40},
+	{op_prepare, 40},
+	{op_unguard, 80},
+	{op_end_prepared, 80},
+	{op_settle, 20},
 };
 
 static void
 random_operation(void)
 {
-	int			chosen = random_below(1000);
+	static int	total = 0;
+	int			chosen;
 	int			i = 0;
+
+	if (total == 0)
+		for (int j = 0; j < lengthof(operations); j++)
+			total += operations[j].weight;
+	chosen = random_below(total);
 
 	while (chosen >= operations[i].weight)
 		chosen -= operations[i++].weight;
@@ -885,6 +1354,7 @@ static void
 end_everything(void)
 {
 	Claim	   *claim;
+	Guard	   *guard;
 
 	for (int b = 0; b < model.nbackends; b++)
 	{
@@ -899,15 +1369,20 @@ end_everything(void)
 	advance_to(model.now + 3600 * SECS);
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 		sweep_partition(p);
-	while ((claim = random_holder()) != NULL)
+	while ((claim = random_holder(false)) != NULL)
 		end_lease(claim, DL_FORCED);
+	while ((guard = random_guard()) != NULL)
+	{
+		log_over(partition_of_guard(guard));
+		unguard(guard);
+	}
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 	{
-		while (take_over(p))
-			;
+		log_over(p);
 		verify(CHECK_HEAP, engine->partitions[p].deadlines == NULL, "the heap is not empty");
 	}
 	check_all_partitions();
+	events.forgotten += model.forgotten;
 	verify(CHECK_RECORDS, model_used() == 0, "records in use after everything has ended");
 }
 
@@ -921,18 +1396,32 @@ random_run(void)
 	int			nbackends;
 	int			nlocks;
 	int			nnames;
+	bool		barriers;
 
 	seed_random(seed);
 	prompt = seed % 2 == 1;
 	sweeping = !prompt || one_in(3);
 	freezing = !one_in(3);
 	scarce = one_in(3);
+	guarding = !one_in(4);
+	preparing = guarding && !one_in(3);
+	barriers = preparing ? !one_in(3) : one_in(4);
 	max_leases = one_in(2) ? 4 + random_below(12) : 16 + random_below(MAX_CLAIMS - 15);
 	nbackends = one_in(2) ? 2 + random_below(8) : MAX_BACKENDS;
 	nlocks = 1 + random_below(one_in(3) ? 3 : MAX_LOCKS);
 	nnames = 1 + random_below(4);
-	begin_run(max_leases, nbackends);
+	begin_run(max_leases, nbackends, barriers);
 	make_locks(nlocks, nnames, masks[seed / 2 % lengthof(masks)]);
+
+	/* Transactions prepared before the server was started. */
+	for (int n = barriers ? random_below(4) : 0; n > 0; n--)
+	{
+		ModelLock  *lock = random_lock();
+		DlMode		mode = random_below(NMODES);
+
+		lock->nheld[mode]++;
+		lock->nprepared[mode]++;
+	}
 	while (step++ < nsteps)
 		random_operation();
 	end_everything();
@@ -945,7 +1434,8 @@ begin_scene(int nbackends)
 {
 	prompt = true;
 	sweeping = freezing = scarce = false;
-	begin_run(MAX_CLAIMS, nbackends);
+	guarding = preparing = false;
+	begin_run(MAX_CLAIMS, nbackends, false);
 	make_locks(1, 1, 0);
 }
 
@@ -1005,6 +1495,141 @@ test_frozen_shared(void)
 	end_everything();
 }
 
+/* Is the request still in the queue? */
+static bool
+is_waiting(int backend)
+{
+	return sessions[backend].claim != NULL && sessions[backend].claim->state == DL_WAITING;
+}
+
+static Claim *
+first_holder(void)
+{
+	return model.locks[0].holders[0];
+}
+
+/* Of three transactions, two commit while their lease ends in some way. */
+static void
+test_hand_over(void)
+{
+	static const DlCause causes[] = {DL_RELEASED, DL_UNDONE, DL_EXPIRED, DL_FORCED};
+
+	for (int i = 0; i < lengthof(causes); i++)
+	{
+		Guard	   *guards[3];
+
+		begin_scene(4);
+		scene_acquire(0, DL_EXCLUSIVE, 10 * SECS);
+		for (int g = 0; g < 3; g++)
+			guards[g] = make_guard(first_holder());
+		verify(CHECK_HAND_OVER, pin(guards[0]) && pin(guards[2]), "commits are refused");
+		scene_acquire(1, DL_EXCLUSIVE, 10 * SECS);
+		scene_acquire(2, DL_SHARED, 10 * SECS);
+		if (causes[i] == DL_EXPIRED)
+			advance_to(model.now + 10 * SECS);
+		else
+			end_lease(first_holder(), causes[i]);
+		verify(CHECK_HAND_OVER, first_holder()->state == DL_PINNED && !pin(guards[1]),
+			   "the lease did not end");
+		advance_to(model.now + 3600 * SECS);
+		sweep_partition(0);
+		unguard(guards[1]);
+		unguard(guards[0]);
+		let_come();
+		verify(CHECK_HAND_OVER, is_waiting(1) && is_waiting(2), "granted during a commit");
+		unguard(guards[2]);
+		verify(CHECK_HAND_OVER, sessions[1].claim->record->state == DL_GRANTED &&
+			   sessions[1].just_woken, "not granted at the end of the last commit");
+		let_come();
+		verify(CHECK_HAND_OVER, sessions[1].claim == NULL && is_waiting(2), "not handed over");
+		end_everything();
+	}
+
+	/* Transactions that do not commit yet keep nobody from the lock. */
+	begin_scene(2);
+	scene_acquire(0, DL_EXCLUSIVE, 10 * SECS);
+	make_guard(first_holder());
+	make_guard(first_holder());
+	scene_acquire(1, DL_EXCLUSIVE, 10 * SECS);
+	end_lease(first_holder(), DL_RELEASED);
+	let_come();
+	verify(CHECK_HAND_OVER, sessions[1].claim == NULL, "an open transaction is waited for");
+	verify(CHECK_HAND_OVER, take_stale(0) && take_stale(0) && !take_stale(0),
+		   "not all open transactions are told");
+	end_everything();
+
+	/* Shared leases do not wait for commits of others. */
+	begin_scene(4);
+	scene_acquire(0, DL_SHARED, 10 * SECS);
+	pin(make_guard(first_holder()));
+	end_lease(first_holder(), DL_RELEASED);
+	scene_acquire(1, DL_SHARED, 10 * SECS);
+	verify(CHECK_HAND_OVER, sessions[1].claim == NULL, "a shared request waits");
+	scene_acquire(2, DL_EXCLUSIVE, 10 * SECS);
+	scene_acquire(3, DL_SHARED, 10 * SECS);
+	end_backend(1);
+	advance_to(model.now + 3600 * SECS);
+	verify(CHECK_HAND_OVER, is_waiting(2) && is_waiting(3), "granted during a commit");
+	unguard(random_guard());
+	let_come();
+	verify(CHECK_HAND_OVER, sessions[2].claim == NULL && is_waiting(3), "not handed over");
+	end_everything();
+}
+
+/*
+ * Several wait where a transaction has been prepared, and the heads leave one
+ * by one.  Nobody but the engine tells the next that it is its turn to pass.
+ */
+static void
+test_successor(void)
+{
+	ModelLock  *lock = model.locks;
+	Guard	   *guard;
+
+	begin_scene(4);
+	scene_acquire(0, DL_EXCLUSIVE, 10 * SECS);
+	guard = make_guard(first_holder());
+	verify(CHECK_SUCCESSOR, hold_tag(guard) && prepare(guard), "not prepared");
+	unguard(guard);
+	for (int b = 1; b < 4; b++)
+		scene_acquire(b, b < 3 ? DL_EXCLUSIVE : DL_SHARED, 0);
+	advance_to(model.now + 10 * SECS);
+	verify(CHECK_SUCCESSOR, lock->nholders == 0 && sessions[1].passing, "the head is not told of the barrier");
+	for (int b = 2; b < 4; b++)
+	{
+		verify(CHECK_SUCCESSOR, !sessions[b].passing && !is_ready(&sessions[b]),
+			   "another than the head is told, too");
+		leave(&sessions[b - 1]);
+		verify(CHECK_SUCCESSOR, sessions[b].just_woken, "the next is not woken");
+		let_come();
+		verify(CHECK_SUCCESSOR, is_waiting(b) && sessions[b].passing,
+			   "the next is not told of the barrier");
+	}
+	end_prepared(lock, DL_EXCLUSIVE);
+	let_come();
+	verify(CHECK_SUCCESSOR, sessions[3].claim == NULL && lock->nholders == 1 &&
+		   lock->barrier == DL_BARS_EXCLUSIVE, "the barrier cannot be passed");
+	end_everything();
+
+	/* The lock is forgotten in the meantime: its barrier is not. */
+	begin_scene(2);
+	scene_acquire(0, DL_EXCLUSIVE, 10 * SECS);
+	guard = make_guard(first_holder());
+	verify(CHECK_SUCCESSOR, hold_tag(guard) && prepare(guard), "not prepared");
+	unguard(guard);
+	end_lease(first_holder(), DL_RELEASED);
+	verify(CHECK_SUCCESSOR, dl_engine_find_lock(engine, &lock->key) == NULL, "not forgotten");
+	fill_request(1, lock, DL_SHARED, DL_SCOPE_SESSION, 0);
+	verify(CHECK_SUCCESSOR, enter(&sessions[1]) == DL_BARRED, "the barrier is gone");
+	acquire(&sessions[1]);
+	let_come();
+	verify(CHECK_SUCCESSOR, is_waiting(1), "the barrier cannot be waited for");
+	end_prepared(lock, DL_EXCLUSIVE);
+	let_come();
+	verify(CHECK_SUCCESSOR, sessions[1].claim == NULL, "the barrier cannot be passed");
+	end_everything();
+}
+
 static void
 test_few_wakes(void)
 {
@@ -1032,6 +1657,46 @@ test_few_wakes(void)
 	verify(CHECK_FEW_WAKES, nwakes == MAX_BACKENDS - 1 &&
 		   model.locks[0].nholders == MAX_BACKENDS - 1,
 		   "a release woke %d backends", nwakes);
+
+	/* A lease that ends under a commit wakes nobody, its end only the next. */
+	begin_scene(MAX_BACKENDS);
+	for (int b = 0; b < MAX_BACKENDS; b++)
+		scene_acquire(b, DL_EXCLUSIVE, 10 * SECS);
+	for (int i = 0; i < 10 * MAX_BACKENDS; i++)
+	{
+		Claim	   *holder = first_holder();
+		Claim	   *head = model.locks[0].queue[0];
+		Guard	   *guard = make_guard(holder);
+		int			backend = holder->backend;
+
+		pin(guard);
+		end_lease(holder, DL_RELEASED);
+		verify(CHECK_FEW_WAKES, nwakes == 0, "%d backends woken during a commit", nwakes);
+		advance_to(model.now + MSECS);
+		unguard(guard);
+		verify(CHECK_FEW_WAKES, nwakes == 1 && sessions[head->backend].just_woken,
+			   "the end of a commit woke %d backends", nwakes);
+		let_come();
+		log_over(0);
+		scene_acquire(backend, DL_EXCLUSIVE, 10 * SECS);
+	}
+	end_everything();
+
+	/* Likewise if the head has seen that lease expire in the meantime. */
+	begin_scene(4);
+	scene_acquire(0, DL_EXCLUSIVE, 10 * SECS);
+	pin(make_guard(first_holder()));
+	scene_acquire(1, DL_EXCLUSIVE, 10 * SECS);
+	advance_to(model.now + 5 * SECS);
+	scene_acquire(2, DL_EXCLUSIVE, 10 * SECS);
+	scene_acquire(3, DL_EXCLUSIVE, 10 * SECS);
+	advance_to(first_holder()->deadline + 500 * MSECS);
+	verify(CHECK_FEW_WAKES, first_holder()->state == DL_PINNED, "the head did not look");
+	unguard(random_guard());
+	verify(CHECK_FEW_WAKES, nwakes == 1 && sessions[1].just_woken,
+		   "the end of a commit woke %d backends", nwakes);
+	let_come();
+	end_everything();
 }
 
 /* ---- Main ---- */
@@ -1099,16 +1764,24 @@ main(int argc, char **argv)
 		   (unsigned long long) first_seed, (unsigned long long) last_seed,
 		   (long long) total_steps, (long long) total_operations);
 	for (int i = 0; i < 2; i++)
-		printf("# %s: told %lld, queued %lld, busy %lld, full %lld, no token %lld, again %lld, gone %lld\n",
+		printf("# %s: told %lld, queued %lld, busy %lld, full %lld, no token %lld, barred %lld, again %lld, gone %lld\n",
 			   i == 0 ? "requests" : "looks", (long long) verdicts[i][DL_TOLD],
 			   (long long) verdicts[i][DL_QUEUED], (long long) verdicts[i][DL_BUSY],
 			   (long long) verdicts[i][DL_FULL], (long long) verdicts[i][DL_NO_TOKEN],
-			   (long long) verdicts[i][DL_AGAIN], (long long) verdicts[i][DL_GONE]);
+			   (long long) verdicts[i][DL_BARRED], (long long) verdicts[i][DL_AGAIN], (long long) verdicts[i][DL_GONE]);
+	printf("# guards %lld, none left %lld, commits %lld, preparations %lld, refused %lld, leases ended under a commit %lld, stale %lld\n",
+		   (long long) events.guards, (long long) events.no_guard,
+		   (long long) events.commits, (long long) events.prepared,
+		   (long long) events.refused, (long long) events.pinned, (long long) events.stale);
+	printf("# barriers passed %lld, forgotten %lld, settled %lld\n",
+		   (long long) events.passed, (long long) events.forgotten, (long long) events.settled);
 	seed = 0;
 	if (scenes)
 	{
 		attempt(test_frozen);
 		attempt(test_frozen_shared);
+		attempt(test_hand_over);
+		attempt(test_successor);
 		attempt(test_few_wakes);
 		attempt(test_large_heap);
 		attempt(test_sweep);

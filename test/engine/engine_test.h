@@ -34,8 +34,14 @@ typedef enum Check
 	CHECK_COUNTERS,
 	CHECK_RECORDS,
 	CHECK_HEAP,
+	CHECK_GUARDS,
+	CHECK_PINNED,
+	CHECK_STALE,
+	CHECK_BARRIER,
 	CHECK_FROZEN,
 	CHECK_FROZEN_SHARED,
+	CHECK_HAND_OVER,
+	CHECK_SUCCESSOR,
 	CHECK_FEW_WAKES,
 	CHECK_LARGE_HEAP,
 	CHECK_SWEEP,
@@ -53,6 +59,8 @@ typedef struct Session
 	bool		woken;			/* its latch */
 	bool		just_woken;		/* by the operation under way */
 	bool		reserving;		/* off to reserve tokens; looks afterwards */
+	bool		passing;		/* off to pass a barrier; looks afterwards */
+	bool		has_tag;		/* has passed, and keeps it from coming back */
 	bool		frozen;			/* reacts to nothing */
 } Session;
 
@@ -76,7 +84,7 @@ extern void fail(Check check, const char *format,...)
 extern bool attempt(void (*function) (void));
 
 /* Start afresh, with an empty engine and model. */
-extern void begin_run(int max_leases, int nbackends);
+extern void begin_run(int max_leases, int nbackends, bool barriers);
 extern void end_run(void);
 
 extern uint64 random_below(uint64 n);
@@ -85,8 +93,7 @@ extern void seed_random(uint64 seed);
 /* checks.c */
 extern int	nlock_records;		/* the engine has, in use or not */
 extern void begin_checks(void);
-extern int	count_free_leases(void);
-extern int	count_free_locks(void);
+extern int	count_free(DlKind kind);
 extern void check_partition(int partition);
 extern void check_all_partitions(void);
 extern void check_free_records(void);

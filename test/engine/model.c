@@ -37,6 +37,57 @@ model_used(void)
 	return n;
 }
 
+int
+model_guards(const Claim *claim)
+{
+	int			n = 0;
+
+	for (int i = 0; i < MAX_GUARDS; i++)
+		n += model.guards[i].record != NULL && model.guards[i].claim == claim;
+	return n;
+}
+
+int
+model_pins(const Claim *claim)
+{
+	int			n = 0;
+
+	for (int i = 0; i < MAX_GUARDS; i++)
+		n += model.guards[i].record != NULL && model.guards[i].claim == claim &&
+			model.guards[i].pinned;
+	return n;
+}
+
+bool
+model_is_in_use(const ModelLock *lock)
+{
+	return lock->nholders + lock->nqueue + lock->nover > 0;
+}
+
+/* A lock that is forgotten leaves its barrier to all that are new. */
+static void
+forget_if_unused(ModelLock *lock)
+{
+	if (model_is_in_use(lock))
+		return;
+	model.forgotten += lock->barrier != DL_NO_BARRIER;
+	lock->barrier = DL_NO_BARRIER;
+}
+
+bool
+model_is_barred(const ModelLock *lock, DlMode mode)
+{
+	switch (lock->barrier)
+	{
+		case DL_BARS_ALL:
+			return true;
+		case DL_BARS_EXCLUSIVE:
+			return mode == DL_EXCLUSIVE;
+		default:
+			return false;
+	}
+}
+
 static void
 append(Claim **list, int *n, Claim *claim)
 {
@@ -77,6 +128,24 @@ model_conflict(ModelLock *lock, DlMode mode)
 	return NULL;
 }
 
+/* An ended lease gives up its place. */
+static void
+vacate(Claim *claim)
+{
+	ModelLock  *lock = claim->lock;
+	int			partition = model_partition(lock);
+
+	delete(lock->holders, &lock->nholders, claim);
+	claim->state = DL_FREE;
+	if (claim->cause == DL_EXPIRED || claim->cause == DL_FORCED || model_guards(claim) > 0)
+	{
+		claim->state = DL_OVER;
+		append(model.over[partition], &model.nover[partition], claim);
+		lock->nover++;
+		model.ended = true;
+	}
+}
+
 /* End a lease, without granting its lock to anybody. */
 static void
 end(Claim *claim, DlCause cause)
@@ -84,10 +153,10 @@ end(Claim *claim, DlCause cause)
 	ModelLock  *lock = claim->lock;
 	DlCounters *counters = counters_of(lock);
 
-	delete(lock->holders, &lock->nholders, claim);
 	claim->nreleasing = 0;
 	if (claim->state == DL_GRANTED && cause != DL_UNDONE)
 	{
+		delete(lock->holders, &lock->nholders, claim);
 		claim->state = cause == DL_REMOVED ? DL_DROPPED : DL_LAPSED;
 		counters->lapsed++;
 		return;
@@ -96,17 +165,14 @@ end(Claim *claim, DlCause cause)
 	counters->undone += cause == DL_UNDONE;
 	counters->expired += cause == DL_EXPIRED;
 	counters->forced += cause == DL_FORCED;
-	claim->state = DL_FREE;
-	if (cause == DL_EXPIRED || cause == DL_FORCED)
+	claim->cause = cause;
+	if (model_pins(claim) > 0)
 	{
-		int			partition = model_partition(lock);
-
-		claim->state = DL_OVER;
-		claim->cause = cause;
-		append(model.over[partition], &model.nover[partition], claim);
-		lock->nover++;
-		model.ended = true;
+		claim->state = DL_PINNED;
+		claim->deadline = DL_FOREVER;
 	}
+	else
+		vacate(claim);
 }
 
 /* Ends the expired leases in the way, up to the first that is not. */
@@ -117,7 +183,7 @@ blocked(ModelLock *lock, DlMode mode)
 
 	while ((claim = model_conflict(lock, mode)) != NULL)
 	{
-		if (claim->deadline > model.now)
+		if (claim->state == DL_PINNED || claim->deadline > model.now)
 			return true;
 		end(claim, DL_EXPIRED);
 	}
@@ -143,7 +209,10 @@ tell(Claim *claim)
 	counters_of(claim->lock)->acquired++;
 }
 
-/* Grant from the head of the queue while there is room and a token. */
+/*
+ * Grant from the head of the queue while there is room, no barrier, and a
+ * token.
+ */
 static void
 settle(ModelLock *lock)
 {
@@ -153,7 +222,7 @@ settle(ModelLock *lock)
 		Claim	   *head = lock->queue[0];
 		int64		token;
 
-		if (blocked(lock, head->mode))
+		if (blocked(lock, head->mode) || model_is_barred(lock, head->mode))
 			return;
 		token = draw(lock);
 		if (token == 0)
@@ -162,12 +231,24 @@ settle(ModelLock *lock)
 		counters_of(lock)->waited += model.now - head->since;
 		grant(head, token);
 	}
+	forget_if_unused(lock);
+}
+
+/* Somebody has the lock's tag, and thereby passed the barrier for this mode. */
+static void
+lower_barrier(ModelLock *lock, DlMode mode)
+{
+	if (mode == DL_EXCLUSIVE)
+		lock->barrier = DL_NO_BARRIER;
+	else if (lock->barrier == DL_BARS_ALL)
+		lock->barrier = DL_BARS_EXCLUSIVE;
 }
 
 DlVerdict
 model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 {
 	Claim	   *claim = model.claims;
+	bool		is_new = !model_is_in_use(lock);
 	bool		wait = blocked(lock, request->mode);
 	int64		token = 0;
 
@@ -183,9 +264,33 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 		return DL_BUSY;
 	}
 	if (model_used() == model.max_leases)
+	{
+		forget_if_unused(lock);
 		return DL_FULL;
+	}
+	if (is_new && model.forgotten != model.settled)
+		lock->barrier = DL_BARS_ALL;
+	if (!wait && model_is_barred(lock, request->mode))
+	{
+		if (request->pass == DL_PASS_NONE)
+		{
+			if (is_new)
+				lock->barrier = DL_NO_BARRIER;
+			forget_if_unused(lock);
+			return DL_BARRED;
+		}
+		if (request->pass == DL_PASS_HELD)
+			lower_barrier(lock, request->mode);
+		else
+			wait = true;
+	}
 	if (!wait && (token = draw(lock)) == 0)
+	{
+		if (is_new)
+			lock->barrier = DL_NO_BARRIER;
+		forget_if_unused(lock);
 		return DL_NO_TOKEN;
+	}
 
 	while (claim->state != DL_FREE)
 		claim++;
@@ -227,8 +332,11 @@ model_look(Claim *claim)
 			tell(claim);
 			return DL_TOLD;
 		case DL_WAITING:
-			return model_conflict(lock, lock->queue[0]->mode) == NULL ?
-				DL_NO_TOKEN : DL_QUEUED;
+			if (model_conflict(lock, lock->queue[0]->mode) != NULL)
+				return DL_QUEUED;
+			if (!model_is_barred(lock, lock->queue[0]->mode))
+				return DL_NO_TOKEN;
+			return claim == lock->queue[0] ? DL_BARRED : DL_QUEUED;
 		case DL_LAPSED:
 			return DL_AGAIN;
 		default:
@@ -291,6 +399,109 @@ model_end(Claim *claim, DlCause cause)
 	settle(claim->lock);
 }
 
+/* ---- Guards ---- */
+
+/* The caller sees to the record.  Null when all guards are in use. */
+Guard *
+model_guard(Claim *claim)
+{
+	Guard	   *guard = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < MAX_GUARDS; i++)
+		if (model.guards[i].record != NULL)
+			n++;
+		else
+			guard = &model.guards[i];
+	if (n == Max(model.max_leases, model.nbackends))
+		return NULL;
+	memset(guard, 0, sizeof(Guard));
+	guard->pid = 5000 + ++model.nguards;
+	guard->lock = claim->lock;
+	guard->claim = claim;
+	guard->mode = claim->mode;
+	counters_of(claim->lock)->guards++;
+	return guard;
+}
+
+static bool
+is_good(Guard *guard)
+{
+	bool		good = guard->claim != NULL && guard->claim->state == DL_LIVE &&
+		guard->claim->deadline > model.now;
+
+	counters_of(guard->lock)->commits_refused += !good;
+	return good;
+}
+
+bool
+model_pin(Guard *guard)
+{
+	if (!is_good(guard))
+		return false;
+	guard->pinned = true;
+	return true;
+}
+
+bool
+model_bar(Guard *guard)
+{
+	if (!is_good(guard))
+		return false;
+	if (guard->mode == DL_EXCLUSIVE)
+		guard->lock->barrier = DL_BARS_ALL;
+	else if (guard->lock->barrier == DL_NO_BARRIER)
+		guard->lock->barrier = DL_BARS_EXCLUSIVE;
+	return true;
+}
+
+void
+model_unguard(Guard *guard)
+{
+	Claim	   *claim = guard->claim;
+
+	guard->record = NULL;
+	if (claim != NULL && claim->state == DL_PINNED && guard->pinned && model_pins(claim) == 0)
+	{
+		vacate(claim);
+		settle(claim->lock);
+	}
+}
+
+void
+model_pass(Claim *claim)
+{
+	if (claim->state == DL_WAITING)
+		lower_barrier(claim->lock, claim->mode);
+}
+
+/* Can a transaction that prepares have the tag, or would it wait? */
+bool
+model_can_hold(const ModelLock *lock, DlMode mode)
+{
+	return lock->npassing[DL_EXCLUSIVE] == 0 &&
+		(mode == DL_SHARED || lock->npassing[DL_SHARED] == 0);
+}
+
+/* Likewise, a session that wants to pass the barrier. */
+bool
+model_can_pass(const ModelLock *lock, DlMode mode)
+{
+	return lock->nheld[DL_EXCLUSIVE] == 0 && lock->npassing[DL_EXCLUSIVE] == 0 &&
+		(mode == DL_SHARED || (lock->nheld[DL_SHARED] == 0 && lock->npassing[DL_SHARED] == 0));
+}
+
+/* ---- Ended leases ---- */
+
+/* The ended lease whose guards are told next, or null. */
+Claim *
+model_stale(int partition)
+{
+	if (model.nover[partition] == 0 || model_guards(model.over[partition][0]) == 0)
+		return NULL;
+	return model.over[partition][0];
+}
+
 Claim *
 model_take_over(int partition)
 {
@@ -302,6 +513,7 @@ model_take_over(int partition)
 	delete(model.over[partition], &model.nover[partition], claim);
 	claim->lock->nover--;
 	claim->state = DL_FREE;
+	forget_if_unused(claim->lock);
 	return claim;
 }
 
@@ -312,6 +524,7 @@ ends_with_backend(const Claim *claim)
 	switch (claim->state)
 	{
 		case DL_FREE:
+		case DL_PINNED:
 		case DL_OVER:
 			return false;
 		case DL_LIVE:
@@ -362,8 +575,12 @@ model_remove(int partition, Oid database, Oid extension)
 			lock->queue[0]->state = DL_DROPPED;
 			counters_of(lock)->waited += model.now - lock->queue[0]->since;
 			delete(lock->queue, &lock->nqueue, lock->queue[0]);
-			}
-		while (lock->nholders > 0)
-			end(lock->holders[0], DL_REMOVED);
+		}
+		for (int h = 0; h < lock->nholders;)
+			if (lock->holders[h]->state == DL_PINNED)
+				h++;
+			else
+				end(lock->holders[h], DL_REMOVED);
+		forget_if_unused(lock);
 	}
 }

@@ -172,7 +172,7 @@ test_sweep(void)
 	int64		now = 1000;
 	int64		looked_at;
 
-	begin_run(n, 1);
+	begin_run(n, 1, false);
 	pg_atomic_write_u64(&tokens[0].limit, PG_INT64_MAX / 2);
 	for (int i = 0; i < n; i++)
 	{
@@ -287,6 +287,10 @@ run_thread(void *arg)
 		pthread_mutex_lock(&mutexes[partition]);
 		if (dl_engine_request(engine, &request, 0, 0, &lease, &fx) == DL_TOLD)
 		{
+			DlGuard    *guard = dl_engine_guard(engine, lease, me);
+
+			if (guard != NULL)
+				dl_engine_unguard(engine, partition, guard, 0, &fx);
 			if (i % 2 == 0)
 				dl_engine_end(engine, lease, DL_RELEASED, 0, &fx);
 			else
@@ -317,7 +321,8 @@ run_threads(void)
 	}
 	for (int i = 0; i < NTHREADS; i++)
 		pthread_join(threads[i], NULL);
-	return count_free_leases() == THREAD_LEASES && count_free_locks() == nlock_records ? 0 : 1;
+	return count_free(DL_LEASE) == THREAD_LEASES && count_free(DL_GUARD) == THREAD_LEASES &&
+		count_free(DL_LOCK) == nlock_records ? 0 : 1;
 }
 
 void
@@ -326,7 +331,7 @@ test_threads(void)
 	pid_t		child;
 	int			status;
 
-	begin_run(THREAD_LEASES, 1);
+	begin_run(THREAD_LEASES, 1, false);
 	pg_atomic_write_u64(&tokens[0].limit, PG_INT64_MAX / 2);
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 		pthread_mutex_init(&mutexes[p], NULL);

@@ -6,6 +6,19 @@
 \pset tuples_only on
 \pset pager off
 
+-- What only another isolation level shows is looked at first.
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS distlock;
+DO $$
+BEGIN
+    PERFORM distlock_guard('tap', distlock_acquire('tap'));
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('tap.sqlstate', SQLSTATE, true);
+END $$;
+SELECT current_setting('tap.sqlstate', true) AS repeatable_read \gset
+ROLLBACK;
+
 BEGIN;
 SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
@@ -34,6 +47,9 @@ INSERT INTO contract VALUES
      'timestamp with time zone'),
     ('distlock_release', 'name text, token bigint', 'boolean'),
     ('distlock_check', 'name text, token bigint', 'boolean'),
+    ('distlock_guard', 'name text, token bigint', 'void'),
+    ('distlock_protect', 'rel regclass, name text', 'void'),
+    ('distlock_unprotect', 'rel regclass', 'void'),
     ('distlock_force_release', 'name text', 'integer');
 SET LOCAL intervalstyle = postgres;
 SELECT results_eq(
@@ -51,7 +67,8 @@ FROM contract JOIN pg_proc ON proname = name;
 --
 -- Views
 --
-SELECT has_view(v) FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats']::name[]) AS v;
+SELECT has_view(v)
+FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats', 'distlock_protected']::name[]) AS v;
 -- In their order: SELECT * is part of the contract.
 SELECT is(
     (SELECT string_agg(format('%s %s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum)
@@ -64,10 +81,11 @@ FROM (VALUES
      'remaining interval, renewals bigint, pins integer, waiters integer'),
     ('distlock_waiters',
      'name text, mode text, pid integer, owner name, holder text, waiting_since timestamp with time zone, ' ||
-     'position integer, blocked_by_tokens bigint[], blocked_by_pids integer[]')) AS v (view, columns);
+     'position integer, blocked_by_tokens bigint[], blocked_by_pids integer[]'),
+    ('distlock_protected', 'rel regclass, name text, enabled boolean')) AS v (view, columns);
 SELECT has_column('distlock_stats', c, 'distlock_stats counts ' || c)
 FROM unnest(ARRAY['acquired', 'contended', 'wait_seconds', 'timeouts', 'renewed', 'released',
-    'expired', 'lost']::name[]) AS c;
+    'expired', 'lost', 'guards', 'guards_refused', 'commits_refused']::name[]) AS c;
 SELECT results_eq('SELECT count(*) FROM distlock_stats', ARRAY[1::bigint], 'distlock_stats has one row');
 
 --
@@ -77,7 +95,8 @@ SELECT isnt(obj_description(p.oid, 'pg_proc'), NULL, 'comment on ' || name)
 FROM contract JOIN pg_proc p ON proname = name;
 SELECT is_empty(
     $$SELECT attrelid::regclass, attname FROM pg_attribute
-      WHERE attrelid IN ('distlock_leases'::regclass, 'distlock_waiters'::regclass, 'distlock_stats'::regclass)
+      WHERE attrelid IN ('distlock_leases'::regclass, 'distlock_waiters'::regclass, 'distlock_stats'::regclass,
+              'distlock_protected'::regclass)
           AND attnum > 0 AND col_description(attrelid, attnum) IS NULL$$,
     'every column has a comment');
 
@@ -91,7 +110,8 @@ FROM (VALUES
     ('distlock.max_leases', '16384 postmaster'),
     ('distlock.default_ttl', '30000 ms user'),
     ('distlock.max_ttl', '86400 s superuser'),
-    ('distlock.log_expirations', 'on sighup')) AS s (which, expected);
+    ('distlock.log_expirations', 'on sighup'),
+    ('distlock.terminate_stale', 'off sighup')) AS s (which, expected);
 
 --
 -- SQLSTATEs
@@ -101,7 +121,9 @@ FROM unnest(ARRAY['SELECT distlock_acquire(NULL)', 'SELECT distlock_try_acquire(
     'SELECT distlock_renew(NULL, 1)', 'SELECT distlock_renew(''tap'', NULL)',
     'SELECT distlock_release(NULL, 1)', 'SELECT distlock_release(''tap'', NULL)',
     'SELECT distlock_check(NULL, 1)', 'SELECT distlock_check(''tap'', NULL)',
-    'SELECT distlock_force_release(NULL)']) AS statement;
+    'SELECT distlock_guard(NULL, 1)', 'SELECT distlock_guard(''tap'', NULL)',
+    'SELECT distlock_protect(NULL, ''tap'')', 'SELECT distlock_protect(''contract'', NULL)',
+    'SELECT distlock_unprotect(NULL)', 'SELECT distlock_force_release(NULL)']) AS statement;
 SELECT throws_ok(statement, '22023', NULL, '22023: ' || statement)
 FROM unnest(ARRAY['SELECT distlock_acquire('''')', 'SELECT distlock_acquire(repeat(''n'', 256))',
     'SELECT distlock_acquire(''tap'', ttl => ''0'')', 'SELECT distlock_acquire(''tap'', ttl => ''-1 s'')',
@@ -109,6 +131,9 @@ FROM unnest(ARRAY['SELECT distlock_acquire('''')', 'SELECT distlock_acquire(repe
     'SELECT distlock_acquire(''tap'', wait => ''-1 s'')', 'SELECT distlock_acquire(''tap'', mode => ''read'')',
     'SELECT distlock_acquire(''tap'', scope => ''row'')',
     'SELECT distlock_renew(''tap'', 1, ''0'')', 'SELECT distlock_renew(''tap'', 1, ''25 h'')',
+    'SELECT distlock_guard('''', 1)', 'SELECT distlock_guard(repeat(''n'', 256), 1)',
+    'SELECT distlock_protect(''contract'', '''')', 'SELECT distlock_protect(''contract'', repeat(''n'', 256))',
+    'SELECT distlock_protect(''contract'', ''{name'')',
     'SELECT distlock_release('''', 1)', 'SELECT distlock_check('''', 1)',
     'SELECT distlock_force_release('''')']) AS statement;
 
@@ -121,7 +146,29 @@ SELECT throws_ok('SELECT distlock_acquire(''tap'', wait => ''20 ms'')', '55P03',
 SELECT ok((SELECT distlock_renew('tap', token) > clock_timestamp() FROM held), 'renew returns the expiry');
 SELECT throws_ok('SELECT distlock_renew(''tap'', token + 1) FROM held', 'LK001', NULL, 'LK001: another token');
 SELECT throws_ok('SELECT distlock_renew(''other'', token) FROM held', 'LK001', NULL, 'LK001: another name');
+
+SELECT lives_ok('SELECT distlock_guard(''tap'', token) FROM held', 'guard');
+SELECT throws_ok('SELECT distlock_guard(''tap'', token + 1) FROM held', 'LK001', NULL, 'LK001: guard by another token');
+SELECT throws_ok('SELECT distlock_guard(''other'', token) FROM held', 'LK001', NULL, 'LK001: guard on another name');
+SELECT is(:'repeatable_read'::text, '55000', '55000: guard by a lease younger than the snapshot');
+CREATE TABLE guarded (id int);
+SELECT lives_ok('SELECT distlock_protect(''guarded'', ''tap {id}'')', 'protect');
+SELECT results_eq('SELECT * FROM distlock_protected WHERE rel = ''guarded''::regclass',
+    $$VALUES ('guarded'::regclass, 'tap {id}', true)$$, 'it shows in distlock_protected');
+SELECT throws_ok(statement, 'LK002', NULL, 'LK002: ' || statement)
+FROM unnest(ARRAY['INSERT INTO guarded VALUES (1)', 'INSERT INTO guarded VALUES (NULL)', 'TRUNCATE guarded']) AS statement;
+SELECT lives_ok('WITH lease AS MATERIALIZED (SELECT distlock_acquire(''tap 1''))
+    INSERT INTO guarded SELECT 1 FROM lease', 'a lease acquired in this transaction guards');
+SELECT throws_ok('UPDATE guarded SET id = 2', 'LK002', NULL, 'LK002: the new row has another lock');
+SELECT throws_ok('SELECT distlock_protect(''guarded'', ''tap'')', '42710', NULL, '42710: protected already');
+SELECT throws_ok('SELECT distlock_unprotect(''contract'')', '42704', NULL, '42704: not protected');
+SELECT throws_ok('SELECT distlock_protect(''contract'', ''{nope}'')', '42703', NULL, '42703: no such column');
+SELECT throws_ok('SELECT distlock_protect(''distlock_stats'', ''tap'')', '42809', NULL, '42809: no table');
+SELECT lives_ok('SELECT distlock_unprotect(''guarded'')', 'unprotect');
+SELECT lives_ok('DELETE FROM guarded', 'and it is written as any table');
+
 SELECT ok((SELECT distlock_release('tap', token) FROM held), 'release returns true');
+SELECT throws_ok('SELECT distlock_guard(''tap'', token) FROM held', 'LK001', NULL, 'LK001: guard after the release');
 SELECT ok((SELECT NOT distlock_release('tap', token) FROM held), 'a second one false');
 SELECT ok((SELECT NOT distlock_check('tap', token) FROM held), 'the token is no longer good');
 SELECT throws_ok('SELECT distlock_renew(''tap'', token) FROM held', 'LK001', NULL, 'LK001: released');
