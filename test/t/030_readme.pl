@@ -1,4 +1,6 @@
-# Run the SQL examples of the README as a reader would, in one session.
+# Run the SQL examples of the README and of docs/fencing.md as a reader would,
+# those of a document in one session, and look for the answers that the text
+# around them promises.
 
 use strict;
 use warnings;
@@ -8,50 +10,76 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $readme = slurp_file("$FindBin::RealBin/../../README.md");
-my @examples;
-while ($readme =~ /^```sql( error)?\n(.*?)^```$/msg)
-{
-	# An example of an error is one statement, and names its SQLSTATE.
-	push @examples,
-	  $1
-	  ? "\\set ON_ERROR_STOP off\n$2\\echo :LAST_ERROR_SQLSTATE\n\\set ON_ERROR_STOP on\n"
-	  : $2;
-}
-cmp_ok(scalar(@examples), '>=', 9, 'the README has examples');
-
 my $node = PostgreSQL::Test::Cluster->new('readme');
 $node->init;
 $node->append_conf('postgresql.conf',
 	"shared_preload_libraries = 'distlock'");
 $node->start;
 
-my ($stdout, $stderr);
-my $status = $node->psql(
-	'postgres', join("\\echo ----\n", @examples),
-	stdout => \$stdout,
-	stderr => \$stderr,
-	on_error_stop => 1);
-is($status, 0, 'every example runs');
-unlike($stderr, qr/WARNING|ERROR.*ERROR/s, 'with the one error it announces');
+# Each answer is what one example prints, and what it is to show.
+sub run_examples
+{
+	my ($document, @answers) = @_;
+	my $text = slurp_file("$FindBin::RealBin/../../$document");
+	my (@examples, $stdout, $stderr);
 
-my @shown = split /^----\n?/m, $stdout;
+	while ($text =~ /^ *```sql( error)?\n(.*?)^ *```$/msg)
+	{
+		# An example of an error is one statement, and names its SQLSTATE.
+		push @examples,
+		  $1
+		  ? "\\set ON_ERROR_STOP off\n$2\\echo :LAST_ERROR_SQLSTATE\n\\set ON_ERROR_STOP on\n"
+		  : $2;
+	}
+	is(scalar(@examples), scalar(@answers), "$document: number of examples");
+	my $status = $node->psql(
+		'postgres', join("\\echo ----\n", @examples),
+		stdout => \$stdout,
+		stderr => \$stderr,
+		on_error_stop => 1);
+	is($status, 0, "$document: every example runs");
+	unlike($stderr, qr/WARNING|ERROR.*ERROR/s,
+		"$document: with the one error it announces");
 
-# The answers that the text around the examples promises.
-like($shown[0], qr/^\d{4}-.*\nt\nt$/, 'renewed, good, released');
-like($shown[1], qr/^t\nt$/, 'taken, and still taken after the wait');
-like($shown[2], qr/^t\nt\|t$/, 'a writer waits for readers');
-like(
-	$shown[3],
-	qr/^t\nt\nmigration\|session\n?$/,
-	'transaction scope ended at commit');
-like($shown[4], qr/^t\n0$/, 'an acquire is undone by rollback');
-like($shown[5], qr/f\|f$/, 'a lost lease is neither good nor released');
-like($shown[6], qr/^LK001$/, 'and cannot be renewed');
-like($shown[7], qr/^report\|\d+\|worker 1\|[^|]+\|00:00:.*\|0$/m,
-	'the views show the holder')
-  or diag $stdout;
-like($shown[8], qr/^1$/, 'force_release ends one lease');
+	my @shown = split /^----\n?/m, $stdout;
+	while (my ($i, $answer) = each @answers)
+	{
+		my ($expected, $meaning) = @$answer;
+
+		like($shown[$i], $expected, "$document: $meaning")
+		  or diag $stdout;
+	}
+	return;
+}
+
+run_examples(
+	'README.md',
+	[ qr/^\d{4}-.*\nt\nt$/, 'renewed, good, released' ],
+	[ qr/^t\nt$/, 'taken, and still taken after the wait' ],
+	[ qr/^t\nt\|t$/, 'a writer waits for readers' ],
+	[ qr/^t\nt\nmigration\|session\n?$/, 'transaction scope ended at commit' ],
+	[ qr/^t\n0$/, 'an acquire is undone by rollback' ],
+	[ qr/f\|f$/, 'a lost lease is neither good nor released' ],
+	[ qr/^LK001$/, 'and cannot be renewed' ],
+	[ qr/^$/, 'a guarded transaction commits' ],
+	[   qr/^report\|\d+\|worker 1\|[^|]+\|00:00:.*\|0$/m,
+		'the views show the holder'
+	],
+	[ qr/^1$/, 'force_release ends one lease' ]);
+
+run_examples(
+	'docs/fencing.md',
+	[ qr/^$/, 'a guarded transaction commits' ],
+	[ qr/^$/, 'a table is protected' ],
+	[ qr/^LK002$/, 'and refuses an unguarded write' ],
+	[ qr/^t\njob\|job:\{id\}\|t$/, 'and takes a guarded one' ],
+	[ qr/^$/, 'a token is kept' ]);
+is($node->safe_psql('postgres', 'SELECT balance FROM account'),
+	110, 'docs/fencing.md: the guarded write is there');
+is($node->safe_psql('postgres', 'SELECT id, state FROM job'),
+	'1|new', 'docs/fencing.md: the protected table has its row');
+is($node->safe_psql('postgres', 'SELECT value FROM outside'),
+	'new', 'docs/fencing.md: the write with the token is there');
 
 $node->stop;
 done_testing();
