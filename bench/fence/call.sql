@@ -1,0 +1,5 @@
+\set id random(1, 100000)
+BEGIN;
+SELECT 1;
+UPDATE plain SET v = v + 1 WHERE id = :id;
+COMMIT;

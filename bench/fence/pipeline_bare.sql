@@ -1,0 +1,6 @@
+\set id random(1, 100000)
+\startpipeline
+BEGIN;
+UPDATE plain SET v = v + 1 WHERE id = :id;
+COMMIT;
+\endpipeline
