@@ -24,8 +24,8 @@ EXTENSION = distlock
 DATA = distlock--1.0.sql
 
 REGRESS = arguments leases transactions guard protect rights views limits
-ISOLATION = setup fifo shared cancel commit undo expiry force successor
-ISOLATION_OPTS = --inputdir=test/isolation
+ISOLATION = setup fifo shared cancel commit undo expiry force successor guard guard_release guard_savepoint guard_levels guard_serializable guard_shared guard_pinned guard_prepared
+ISOLATION_OPTS = --inputdir=test/isolation --launcher=test/isolation/mask_tokens
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)

@@ -292,7 +292,7 @@ COMMENT ON FUNCTION distlock_protect(regclass, text) IS
 'rel: a table or partitioned table that the current role owns, not null. '
 'name: name of the lock, not null; {column} in it takes the value of that column of the row, {{ and }} stand for braces. An UPDATE needs guards for the old and the new row. '
 'TRUNCATE needs the guard, and is refused if the name contains a column. '
-'Errors: 42501 for a table of somebody else, 42809 for what is no table, 42710 if it is protected already, 42703 for a column that does not exist, 22023 for a name out of range, 22004 for a null, 25006 on a standby; '
+'Errors: 42501 for a table of somebody else, 42809 for what is no table, 42710 if it is protected already, 42703 for a column that does not exist, 22023 for one whose text depends on settings of the session, such as a date, and for a name out of range, 22004 for a null, 25006 on a standby; '
 'LK002 for an unguarded write later on';
 
 CREATE FUNCTION distlock_unprotect(
@@ -321,7 +321,8 @@ SELECT t.tgrelid::pg_catalog.regclass AS rel,
 FROM pg_catalog.pg_trigger t
 WHERE t.tgfoid = 'distlock_refuse_write()'::pg_catalog.regprocedure
     AND t.tgparentid = 0
-    AND t.tgtype & 5 = 5;
+    AND t.tgtype & 5 = 5
+OFFSET 0;   -- so that nobody deletes rows of pg_trigger through the view
 COMMENT ON VIEW distlock_protected IS
 'The tables of this database protected by distlock_protect(); partitions go with their table';
 COMMENT ON COLUMN distlock_protected.rel IS 'The table';

@@ -200,7 +200,7 @@ ROLLBACK TO SAVEPOINT s;
 EXECUTE enter('after');
 ROLLBACK;
 DEALLOCATE enter;
-CREATE FUNCTION pg_temp.loop(guard_at int[]) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION pg_temp.loop(guard_at int[], by_hand boolean) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     told text := '';
 BEGIN
@@ -209,30 +209,26 @@ BEGIN
             IF i = ANY (guard_at) THEN
                 PERFORM pg_temp.guard('ledger');
             END IF;
-            INSERT INTO ledger VALUES (i);
-            -- The condition itself, which a loop sets up once only
-            IF NOT distlock_unguarded('ledger', 'ledger') THEN
-                told := told || i || ' written, ';
+            IF NOT by_hand THEN
+                INSERT INTO ledger VALUES (i);
+            ELSIF distlock_unguarded('ledger', 'ledger') THEN
+                RETURN 'never true';
             END IF;
+            told := told || i || ' written, ';
             RAISE EXCEPTION '';
         EXCEPTION WHEN raise_exception THEN
             NULL;
         WHEN SQLSTATE 'LK002' THEN
             told := told || i || ' refused, ';
         END;
-        -- and outside of the block, which might have been guarded
-        BEGIN
-            IF NOT distlock_unguarded('ledger', 'ledger') THEN
-                told := told || 'and so on, ';
-            END IF;
-        EXCEPTION WHEN SQLSTATE 'LK002' THEN
-            NULL;
-        END;
     END LOOP;
     RETURN told || 'done';
 END $$;
-SELECT pg_temp.loop('{1, 3}');
-SELECT pg_temp.guard('ledger'), pg_temp.loop('{}');
+SELECT pg_temp.loop('{1, 3}', false);
+-- What a trigger calls for each statement anew, a function may call throughout
+-- its transaction.
+SELECT pg_temp.loop('{1, 3}', true);
+SELECT pg_temp.guard('ledger'), pg_temp.loop('{}', false), pg_temp.loop('{}', true);
 SELECT * FROM ledger;
 
 --
@@ -459,6 +455,20 @@ COMMIT;
 SELECT count(*) FROM temporary;
 
 --
+-- Columns whose text depends on settings of the session, and some whose does not
+--
+CREATE TYPE mood AS ENUM ('sad', 'happy');
+CREATE DOMAIN feeling AS mood;
+CREATE DOMAIN day AS date;
+CREATE TABLE typed (a_date date, a_domain day, a_timestamptz timestamptz, a_float float8, some_bytes bytea,
+    an_array int[], an_interval interval, a_price money,
+    an_int bigint, a_numeric numeric, a_uuid uuid, a_bool boolean, a_name name, a_char char(3),
+    a_label mood, a_label_domain feeling, an_address inet, a_varchar varchar(10));
+SELECT attname, pg_temp.error_of(format('SELECT distlock_protect(''typed'', ''typed:{%s}'')', attname)),
+    pg_temp.error_of('SELECT distlock_unprotect(''typed'')') = 'no error' AS was_protected
+FROM pg_attribute WHERE attrelid = 'typed'::regclass AND attnum > 0 ORDER BY attnum;
+
+--
 -- Partitioned tables
 --
 CREATE TABLE part (k int, v text) PARTITION BY RANGE (k);
@@ -673,6 +683,35 @@ SELECT distlock_acquire('not held') > 0;
 SELECT distlock_unguarded('pg_class', 'not ', 'held'), distlock_unguarded('pg_class', 'not held');
 ROLLBACK;
 RESET ROLE;
+-- The name may change from call to call.
+CREATE FUNCTION pg_temp.unguarded(VARIADIC locks text[]) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    lock text;
+    told text := '';
+BEGIN
+    FOREACH lock IN ARRAY locks LOOP
+        IF NOT distlock_unguarded('pg_class', lock) THEN
+            told := told || lock || ' guarded, ';
+        END IF;
+    END LOOP;
+    RETURN told || 'done';
+END $$;
+SELECT pg_temp.guard('b'), pg_temp.error_of('SELECT pg_temp.unguarded(''b'', ''b'', ''not held'')');
+
+-- Triggers made by hand stand for no name, and do no harm.
+CREATE FUNCTION truth(regclass, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+CREATE TABLE by_hand (id int, name text) PARTITION BY LIST (id);
+CREATE TABLE by_hand1 PARTITION OF by_hand FOR VALUES IN (1);
+SELECT pg_temp.error_of(format(
+    'CREATE TRIGGER "by hand %s" AFTER INSERT ON by_hand FOR EACH ROW %s EXECUTE FUNCTION distlock_refuse_write()',
+    condition, 'WHEN (' || condition || ')'))
+FROM (VALUES ('NEW.id > 0'), ('NEW.id > 0 OR NEW.id < 0'), ('NEW IS NULL'), ('true'), (NULL),
+    ('distlock_unguarded(''by_hand'', 5)'), ('distlock_unguarded(''by_hand'', NULL::text)'),
+    ('distlock_unguarded(''by_hand'', NEW)'), ('distlock_unguarded(''by_hand'', NEW.tableoid)'),
+    ('distlock_unguarded(''by_hand'', NEW.id::text)'), ('distlock_unguarded(''by_hand'', VARIADIC ''{a}''::text[])'),
+    ('truth(''by_hand'', NEW.name)')) AS s (condition);
+SELECT count(name) FROM distlock_protected WHERE rel = 'by_hand'::regclass;
+SELECT pg_temp.try('TRUNCATE by_hand1');
 SELECT distlock_protected_name(NULL) IS NULL, distlock_protected_name(0) IS NULL;
 
 SET client_min_messages = error;

@@ -814,31 +814,33 @@ dl_engine_guard(DlEngine *engine, DlLease *lease, int pid)
 	return guard;
 }
 
-static bool
-is_good(const DlGuard *guard, int64 now)
+/*
+ * May the transaction commit?  Not, and that counts as a refusal, when the
+ * lease is not live.
+ */
+bool
+dl_engine_may_commit(DlEngine *engine, int partition, DlGuard *guard, int64 now)
 {
-	return guard->lease != NULL && guard->lease->state == DL_LIVE &&
-		guard->lease->deadline > now;
+	if (guard->lease != NULL && guard->lease->state == DL_LIVE &&
+		guard->lease->deadline > now)
+		return true;
+	engine->partitions[partition].counters.commits_refused++;
+	return false;
 }
 
 /*
  * The transaction commits: hold the lease in its place until it has.  Returns
- * false, and the transaction must not commit, when the lease is not live.
+ * whether it may.
  */
 bool
 dl_engine_pin(DlEngine *engine, int partition, DlGuard *guard, int64 now)
 {
-	DlPartition *part = &engine->partitions[partition];
-
-	if (!is_good(guard, now))
-	{
-		part->counters.commits_refused++;
+	if (!dl_engine_may_commit(engine, partition, guard, now))
 		return false;
-	}
 	Assert(!guard->pinned);
 	guard->pinned = true;
 	guard->lease->npins++;
-	part->npins++;
+	engine->partitions[partition].npins++;
 	return true;
 }
 
@@ -851,11 +853,8 @@ dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard, int64 now)
 {
 	DlLock	   *lock;
 
-	if (!is_good(guard, now))
-	{
-		engine->partitions[partition].counters.commits_refused++;
+	if (!dl_engine_may_commit(engine, partition, guard, now))
 		return false;
-	}
 	lock = guard->lease->lock;
 	lock->barrier = Max(lock->barrier, guard->lease->mode == DL_EXCLUSIVE ?
 						DL_BARS_ALL : DL_BARS_EXCLUSIVE);

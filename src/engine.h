@@ -318,6 +318,8 @@ extern void dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl,
 extern void dl_engine_end(DlEngine *engine, DlLease *lease, DlCause cause,
 						  int64 now, DlEffects *fx);
 extern DlGuard *dl_engine_guard(DlEngine *engine, DlLease *lease, int pid);
+extern bool dl_engine_may_commit(DlEngine *engine, int partition,
+								 DlGuard *guard, int64 now);
 extern bool dl_engine_pin(DlEngine *engine, int partition, DlGuard *guard,
 						  int64 now);
 extern bool dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard,

@@ -434,12 +434,15 @@ dl_fence_prepare(void)
 		Guard	   *guard = &guards[i];
 		int			partition = dl_partition_of(guard->key.hash);
 		DlEffects	fx = DL_NO_EFFECTS;
-		DlMode		mode = DL_EXCLUSIVE;
+		DlMode		mode;
 		int64		now;
 
-		dl_partition_lock(partition, LW_SHARED);
-		if (guard->shared->lease != NULL)
-			mode = guard->shared->lease->mode;
+		/* With a stale lease we could wait for our successor's wait to end. */
+		dl_partition_lock(partition, LW_EXCLUSIVE);
+		now = dl_now();
+		if (!dl_engine_may_commit(dl_shared->engine, partition, guard->shared, now))
+			dl_lease_report_lost(&guard->key, guard->token, now, &fx, DL_LOST_AT_COMMIT);
+		mode = guard->shared->lease->mode;
 		dl_partition_unlock(partition, &fx);
 
 		dl_barrier_hold(&guard->key, mode);

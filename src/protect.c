@@ -31,6 +31,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -62,6 +63,7 @@ PG_FUNCTION_INFO_V1(distlock_protected_name);
 #define ERRCODE_DISTLOCK_UNGUARDED	MAKE_SQLSTATE('L','K','0','0','2')
 
 #define TRIGGER_FUNCTION	"distlock_refuse_write"
+#define CONDITION_FUNCTION	"distlock_unguarded"
 
 /* A part of a lock's name. */
 typedef struct Part
@@ -197,7 +199,22 @@ template_of(List *parts)
 	return template.data;
 }
 
-/* The parts that a WHEN condition hands to distlock_unguarded(). */
+/* Is this the function of that name of this extension? */
+static bool
+is_ours(Oid function, const char *our_name)
+{
+	char	   *name = get_func_name(function);
+
+	return name != NULL && strcmp(name, our_name) == 0 &&
+		getExtensionOfObject(ProcedureRelationId, function) ==
+		get_extension_oid("distlock", true);
+}
+
+/*
+ * The parts that a WHEN condition hands to distlock_unguarded(); nothing if it
+ * is no condition of ours.  Anybody may create a trigger that calls our
+ * function, with a condition of any form.
+ */
 static List *
 parts_of_condition(Oid relation, Node *condition)
 {
@@ -206,17 +223,24 @@ parts_of_condition(Oid relation, Node *condition)
 
 	if (IsA(condition, BoolExpr))
 		condition = linitial(castNode(BoolExpr, condition)->args);
+	if (!IsA(condition, FuncExpr))
+		return NIL;
 	call = castNode(FuncExpr, condition);
+	if (!is_ours(call->funcid, CONDITION_FUNCTION))
+		return NIL;
 	for (int i = 1; i < list_length(call->args); i++)
 	{
 		Node	   *argument = list_nth(call->args, i);
 		Part	   *part = palloc(sizeof(Part));
 
-		part->is_column = IsA(argument, Var);
+		part->is_column = IsA(argument, Var) && castNode(Var, argument)->varattno > 0;
 		if (part->is_column)
 			part->text = get_attname(relation, castNode(Var, argument)->varattno, false);
-		else
+		else if (IsA(argument, Const) && castNode(Const, argument)->consttype == TEXTOID &&
+				 !castNode(Const, argument)->constisnull)
 			part->text = TextDatumGetCString(castNode(Const, argument)->constvalue);
+		else
+			return NIL;
 		parts = lappend(parts, part);
 	}
 	return parts;
@@ -267,7 +291,9 @@ begin_statement(FunctionCallInfo fcinfo)
 
 		getTypeOutputInfo(get_fn_expr_argtype(flinfo, i), &function, &is_varlena);
 		fmgr_info_cxt(function, &call->output[i], flinfo->fn_mcxt);
-		call->constant = call->constant && get_fn_expr_arg_stable(flinfo, i);
+		/* A parameter may change its value while this lives, in PL/pgSQL. */
+		call->constant = call->constant &&
+			IsA(list_nth(castNode(FuncExpr, flinfo->fn_expr)->args, i), Const);
 	}
 	flinfo->fn_extra = call;
 	return call;
@@ -355,16 +381,6 @@ distlock_refuse_write(PG_FUNCTION_ARGS)
 
 /* ---- Which tables are protected ---- */
 
-static bool
-is_ours(Oid function)
-{
-	char	   *name = get_func_name(function);
-
-	return name != NULL && strcmp(name, TRIGGER_FUNCTION) == 0 &&
-		getExtensionOfObject(ProcedureRelationId, function) ==
-		get_extension_oid("distlock", true);
-}
-
 static SysScanDesc
 scan_triggers(Relation triggers, AttrNumber column, Oid index, Oid value)
 {
@@ -395,7 +411,7 @@ dl_protect_truncate(Oid relation)
 	{
 		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
 
-		if (OidIsValid(trigger->tgparentid) && is_ours(trigger->tgfoid))
+		if (OidIsValid(trigger->tgparentid) && is_ours(trigger->tgfoid, TRIGGER_FUNCTION))
 		{
 			function = trigger->tgfoid;
 			parts = parts_of_trigger(triggers, tuple);
@@ -436,7 +452,7 @@ distlock_protected_name(PG_FUNCTION_ARGS)
 	triggers = table_open(TriggerRelationId, AccessShareLock);
 	scan = scan_triggers(triggers, Anum_pg_trigger_oid, TriggerOidIndexId, PG_GETARG_OID(0));
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple) && is_ours(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid))
+	if (HeapTupleIsValid(tuple) && is_ours(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid, TRIGGER_FUNCTION))
 		parts = parts_of_trigger(triggers, tuple);
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
@@ -554,12 +570,61 @@ own_triggers(Oid relation)
 	{
 		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
 
-		if (!OidIsValid(trigger->tgparentid) && is_ours(trigger->tgfoid))
+		if (!OidIsValid(trigger->tgparentid) && is_ours(trigger->tgfoid, TRIGGER_FUNCTION))
 			names = lappend(names, pstrdup(NameStr(trigger->tgname)));
 	}
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
 	return names;
+}
+
+/*
+ * Does a value of this type print alike in every session?  If not, two sessions
+ * could each hold "the" lock of one row.  Labels of an enum may change, but for
+ * all.
+ */
+static bool
+prints_alike(Oid type)
+{
+	Oid			function;
+	bool		is_varlena;
+
+	if (type_is_enum(getBaseType(type)))
+		return true;
+	getTypeOutputInfo(type, &function, &is_varlena);
+	switch (function)
+	{
+		case F_FLOAT4OUT:
+		case F_FLOAT8OUT:
+		case F_BYTEAOUT:
+			return false;		/* extra_float_digits, bytea_output */
+		default:
+			return func_volatile(function) == PROVOLATILE_IMMUTABLE;
+	}
+}
+
+/* Throws unless the name of a lock can contain this column. */
+static void
+check_column(Oid relation, const char *column)
+{
+	AttrNumber	number = get_attnum(relation, column);
+	Oid			type;
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of relation \"%s\" does not exist",
+						column, get_rel_name(relation)),
+				 errhint("Write the column as it is stored; unquoted names are not folded to lower case.")));
+	type = get_atttype(relation, number);
+	if (!prints_alike(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("column \"%s\" of relation \"%s\" cannot be part of a lock name",
+						column, get_rel_name(relation)),
+				 errdetail("How a value of type %s prints depends on the settings of the session.",
+						   format_type_be(type)),
+				 errhint("Use a column of another type, such as a generated one.")));
 }
 
 /* The table is written only by transactions guarded on the lock of that name. */
@@ -580,12 +645,8 @@ distlock_protect(PG_FUNCTION_ARGS)
 	{
 		Part	   *part = lfirst(cell);
 
-		if (part->is_column && get_attnum(relation, part->text) <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of relation \"%s\" does not exist",
-							part->text, get_rel_name(relation)),
-					 errhint("Write the column as it is stored; unquoted names are not folded to lower case.")));
+		if (part->is_column)
+			check_column(relation, part->text);
 	}
 	if (own_triggers(relation) != NIL)
 		ereport(ERROR,
