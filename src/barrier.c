@@ -75,6 +75,33 @@ dl_barrier_hold(const DlKey *key, DlMode mode)
 }
 
 /*
+ * Take or give up the tag to pass.  It belongs to the transaction rather than
+ * to the portal that runs us, since that is where the end of a subtransaction
+ * leaves it.
+ */
+static bool
+take_tag(const LOCKTAG *tag, LOCKMODE mode, bool wait)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	LockAcquireResult result;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	result = LockAcquire(tag, mode, false, !wait);
+	CurrentResourceOwner = owner;
+	return result != LOCKACQUIRE_NOT_AVAIL;
+}
+
+static void
+give_up_tag(const LOCKTAG *tag, LOCKMODE mode)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	(void) LockRelease(tag, mode, false);
+	CurrentResourceOwner = owner;
+}
+
+/*
  * Pass the barrier for a lease of this mode, if that is possible at once.  On
  * success, dl_barrier_passed() has to follow.  May throw.
  */
@@ -84,7 +111,7 @@ dl_barrier_try_pass(const DlKey *key, DlMode mode)
 	LOCKTAG		tag;
 
 	set_tag(&tag, key);
-	return LockAcquire(&tag, pass_modes[mode], false, true) != LOCKACQUIRE_NOT_AVAIL;
+	return take_tag(&tag, pass_modes[mode], false);
 }
 
 /* Wait for the tag, with this lock_timeout in milliseconds. */
@@ -96,7 +123,7 @@ acquire_tag(const LOCKTAG *tag, LOCKMODE mode, int timeout)
 	LockTimeout = timeout;
 	PG_TRY();
 	{
-		(void) LockAcquire(tag, mode, false, false);
+		(void) take_tag(tag, mode, true);
 	}
 	PG_FINALLY();
 	{
@@ -143,11 +170,13 @@ dl_barrier_pass(const DlKey *key, DlMode mode, int64 until)
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-			PG_RE_THROW();
-		FreeErrorData(error);
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			ReThrowError(error);
+		FreeErrorData(error);
 		passed = false;
 	}
 	PG_END_TRY();
@@ -163,7 +192,7 @@ dl_barrier_passed(const DlKey *key, DlMode mode)
 	LOCKTAG		tag;
 
 	set_tag(&tag, key);
-	(void) LockRelease(&tag, pass_modes[mode], false);
+	give_up_tag(&tag, pass_modes[mode]);
 
 	/* If every lock begins with a barrier, see whether that is still needed. */
 	if (pg_atomic_read_u32(&dl_shared->worker_asleep) != 0)

@@ -1,6 +1,6 @@
 # Two-phase commit: what a transaction has acquired or released could not be
 # undone once it is prepared, so PREPARE TRANSACTION is refused.  Without
-# either it works.
+# either it works, also with a guard; see 010_prepared.pl for what follows.
 
 use strict;
 use warnings;
@@ -47,7 +47,10 @@ my %refused = (
 	'acquire in a savepoint' =>
 	  q{SAVEPOINT s; SELECT distlock_acquire('new', '1h'); RELEASE SAVEPOINT s},
 	'release' => "SELECT distlock_release('held', $token)",
-	'force_release' => q{SELECT distlock_force_release('held')});
+	'force_release' => q{SELECT distlock_force_release('held')},
+	'guard and release' =>
+	  "SELECT distlock_guard('held', $token), distlock_release('held', $token)",
+	'guard by what was acquired' => q{SELECT distlock_guard('new', distlock_acquire('new', '1h'))});
 
 foreach my $test (sort keys %refused)
 {
@@ -64,6 +67,9 @@ foreach my $test (sort keys %refused)
 my %allowed = (
 	'renew' => "SELECT distlock_renew('held', $token)",
 	'check' => "SELECT distlock_check('held', $token)",
+	'guard' => "SELECT distlock_guard('held', $token)",
+	'guard undone' =>
+	  "SAVEPOINT s; SELECT distlock_guard('held', $token); ROLLBACK TO SAVEPOINT s",
 	'try_acquire in vain' => q{SELECT distlock_try_acquire('held')},
 	'release of a lost lease' => q{SELECT distlock_release('held', 0)},
 	'acquire undone' =>

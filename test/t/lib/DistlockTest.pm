@@ -14,12 +14,15 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(
   crash
+  crash_backend
   distlock_node
+  freeze
   freeze_waiter
   freeze_worker
   session
   sql_error
   thaw
+  wait_for_event
   wait_for_queue
   worker_pid
 );
@@ -80,6 +83,19 @@ sub crash
 	return;
 }
 
+# Kill a server process with SIGKILL: the postmaster starts everything anew.
+sub crash_backend
+{
+	my ($node, $pid) = @_;
+	my $log = -s $node->logfile;
+
+	kill 'KILL', $pid;
+	$node->wait_for_log(qr/all server processes terminated; reinitializing/, $log);
+	$node->poll_query_until('postgres', 'SELECT true')
+	  or die 'the server does not start again';
+	return;
+}
+
 sub postmaster_pid
 {
 	my ($node) = @_;
@@ -96,6 +112,32 @@ sub wait_for_queue
 		qq{SELECT count(*) = $n FROM distlock_waiters
 		   WHERE name = '$name' AND position > 0})
 	  or die "the queue of lock $name never had $n requests";
+	return;
+}
+
+# Wait until a session waits for this event.
+sub wait_for_event
+{
+	my ($node, $pid, $event) = @_;
+
+	$node->poll_query_until('postgres',
+		"SELECT wait_event = '$event' FROM pg_stat_activity WHERE pid = $pid")
+	  or die "process $pid never waited for $event";
+	return;
+}
+
+# Stop a process, wherever it is.
+sub freeze
+{
+	my ($pid) = @_;
+	my $give_up = time + $PostgreSQL::Test::Utils::timeout_default;
+
+	kill 'STOP', $pid;
+	until (slurp_file("/proc/$pid/stat") =~ /\) T /)
+	{
+		die "process $pid does not stop" if time > $give_up;
+		usleep(1_000);
+	}
 	return;
 }
 
