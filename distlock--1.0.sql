@@ -119,7 +119,7 @@ COMMENT ON COLUMN distlock_waiters.holder IS 'Label for people that the lease wi
 COMMENT ON COLUMN distlock_waiters.waiting_since IS 'When the request joined the queue, on the wall clock';
 COMMENT ON COLUMN distlock_waiters.position IS 'Place in the queue of the lock, 1 is next; 0: granted, and the session has not come to take it yet';
 COMMENT ON COLUMN distlock_waiters.blocked_by_tokens IS 'Tokens of the leases that conflict with the request: live ones, and ended ones kept by commits in flight';
-COMMENT ON COLUMN distlock_waiters.blocked_by_pids IS 'Server processes of the leases, and of the requests ahead, that conflict with the request, without those whose session is gone; of an ended lease, those whose commits keep it';
+COMMENT ON COLUMN distlock_waiters.blocked_by_pids IS 'Server processes of the leases, and of the requests ahead, that conflict with the request, without those whose session is gone; of an ended lease, those whose commits keep it; 0 for a prepared transaction';
 GRANT SELECT ON distlock_waiters TO PUBLIC;
 
 -- ---- The limit of tokens ----
@@ -292,7 +292,7 @@ COMMENT ON FUNCTION distlock_protect(regclass, text) IS
 'rel: a table or partitioned table that the current role owns, not null. '
 'name: name of the lock, not null; {column} in it takes the value of that column of the row, {{ and }} stand for braces. An UPDATE needs guards for the old and the new row. '
 'TRUNCATE needs the guard, and is refused if the name contains a column. '
-'Errors: 42501 for a table of somebody else, 42809 for what is no table, 42710 if it is protected already, 42703 for a column that does not exist, 22023 for one whose text depends on settings of the session, such as a date, and for a name out of range, 22004 for a null, 25006 on a standby; '
+'Errors: 42501 for a table of somebody else, 42809 for what is no table, 42710 if it is protected already, 42725 if another function takes the place of distlock_unguarded(), 42703 for a column that does not exist, 22023 for one whose text depends on settings of the session, such as a date, and for a name out of range, 22004 for a null, 25006 on a standby; '
 'LK002 for an unguarded write later on';
 
 CREATE FUNCTION distlock_unprotect(
@@ -313,19 +313,24 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION distlock_protected_name(oid) IS
 'The lock name in the condition of a trigger of distlock_protect(), null for any other trigger and for null';
 
+-- A table is protected as a whole if row triggers with a condition of ours cover
+-- INSERT (4), DELETE (8) and UPDATE (16), and one covers TRUNCATE (32).
 CREATE VIEW distlock_protected AS
 SELECT t.tgrelid::pg_catalog.regclass AS rel,
-    distlock_protected_name(t.oid) AS name,
-    (SELECT pg_catalog.bool_and(o.tgenabled = 'A') FROM pg_catalog.pg_trigger o
-     WHERE o.tgrelid = t.tgrelid AND o.tgfoid = t.tgfoid) AS enabled
-FROM pg_catalog.pg_trigger t
-WHERE t.tgfoid = 'distlock_refuse_write()'::pg_catalog.regprocedure
-    AND t.tgparentid = 0
-    AND t.tgtype & 5 = 5
-OFFSET 0;   -- so that nobody deletes rows of pg_trigger through the view
+    pg_catalog.max(t.name) AS name,
+    pg_catalog.bit_or(t.events) = 60 AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_partition_tree(t.tgrelid) p
+            JOIN pg_catalog.pg_trigger o ON o.tgrelid = p.relid
+        WHERE o.tgfoid = t.tgfoid AND o.tgenabled <> 'A') AS enabled
+FROM (
+    SELECT tgrelid, tgfoid, n.name,
+        CASE WHEN tgenabled = 'A' AND (n.name IS NOT NULL OR tgtype & 1 = 0) THEN tgtype & 60 ELSE 0 END AS events
+    FROM pg_catalog.pg_trigger, distlock_protected_name(pg_trigger.oid) AS n (name)
+    WHERE tgfoid = 'distlock_refuse_write()'::pg_catalog.regprocedure AND tgparentid = 0) t
+GROUP BY t.tgrelid, t.tgfoid;
 COMMENT ON VIEW distlock_protected IS
 'The tables of this database protected by distlock_protect(); partitions go with their table';
 COMMENT ON COLUMN distlock_protected.rel IS 'The table';
-COMMENT ON COLUMN distlock_protected.name IS 'Name of the lock that a write needs a guard on; {column} stands for the value of that column';
-COMMENT ON COLUMN distlock_protected.enabled IS 'Are all its protecting triggers enabled, as they are unless somebody has disabled them by ALTER TABLE';
+COMMENT ON COLUMN distlock_protected.name IS 'Name of the lock that a write needs a guard on; {column} stands for the value of that column; null when the condition of its triggers has been changed';
+COMMENT ON COLUMN distlock_protected.enabled IS 'Are its protecting triggers, and those of its partitions, complete and enabled, as they are unless somebody has changed them';
 GRANT SELECT ON distlock_protected TO PUBLIC;

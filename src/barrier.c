@@ -63,7 +63,8 @@ set_tag(LOCKTAG *tag, const DlKey *key)
 
 /*
  * Take the tag for the transaction that is about to be prepared, guarded by a
- * lease of this mode.  May wait for whoever is passing, and throw.
+ * lease of this mode.  It goes when that transaction, prepared or not, has
+ * ended.  May wait for whoever is passing, and throw.
  */
 void
 dl_barrier_hold(const DlKey *key, DlMode mode)
@@ -137,7 +138,8 @@ acquire_tag(const LOCKTAG *tag, LOCKMODE mode, int timeout)
  *
  * Only lock_timeout ends a wait for one of PostgreSQL's own locks early, and it
  * does so with an error, so a wait that has an end is a subtransaction.  If the
- * wait is over, its abort has called dl_lease_abandon_wait().
+ * wait is over, its abort has called dl_lease_abandon_wait().  Throws when
+ * cancelled, or for a deadlock.
  */
 bool
 dl_barrier_pass(const DlKey *key, DlMode mode, int64 until)
@@ -185,7 +187,10 @@ dl_barrier_pass(const DlKey *key, DlMode mode, int64 until)
 	return passed;
 }
 
-/* The barrier has been lowered, or it does not matter any more. */
+/*
+ * The barrier has been lowered, or it does not matter any more: give up the tag.
+ * Needs no LWLock held.
+ */
 void
 dl_barrier_passed(const DlKey *key, DlMode mode)
 {

@@ -47,7 +47,11 @@ dl_my_lxid(void)
 #endif
 }
 
-/* The latest transaction that has completed, without waiting for any lock. */
+/*
+ * The latest transaction that has completed, without waiting for any lock.  A
+ * platform that does not read eight bytes at once could see half of a change
+ * when the epoch changes.
+ */
 static inline FullTransactionId
 dl_latest_completed_xid(void)
 {

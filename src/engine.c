@@ -220,6 +220,7 @@ create_lock(DlEngine *engine, const DlRequest *request)
 	lock->nleases = lock->nwaiting = lock->nover = lock->nreleasing = 0;
 	lock->barrier = pg_atomic_read_u64(&engine->barriers_forgotten) ==
 		pg_atomic_read_u64(&engine->barriers_settled) ? DL_NO_BARRIER : DL_BARS_ALL;
+	lock->raised = false;
 	dlist_push_head(lock_bucket(engine, key->hash), &lock->bucket_link);
 	return lock;
 }
@@ -232,7 +233,8 @@ drop_lock_if_unused(DlEngine *engine, DlLock *lock)
 	if (lock->nleases > 0 || lock->nwaiting > 0 || lock->nover > 0)
 		return;
 	Assert(lock->nreleasing == 0);
-	if (lock->barrier != DL_NO_BARRIER)
+	/* What the lock began with has been counted before. */
+	if (lock->raised)
 		pg_atomic_fetch_add_u64(&engine->barriers_forgotten, 1);
 	dlist_delete(&lock->bucket_link);
 	give_free(part, DL_LOCK, &lock->bucket_link);
@@ -530,6 +532,7 @@ lower_barrier(DlLock *lock, DlMode mode)
 {
 	lock->barrier = mode == DL_EXCLUSIVE ? DL_NO_BARRIER :
 		Min(lock->barrier, DL_BARS_EXCLUSIVE);
+	lock->raised = lock->raised && lock->barrier != DL_NO_BARRIER;
 }
 
 /*
@@ -548,7 +551,6 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	dlist_node *node;
 	DlVerdict	verdict = DL_TOLD;
 	bool		wait = false;
-	bool		created = false;
 	int64		token = 0;
 
 	if (lock != NULL)
@@ -573,8 +575,7 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	node = take_free(engine, dl_partition_of(hash), DL_LEASE);
 	if (node == NULL)
 		verdict = DL_FULL;
-	else if ((created = lock == NULL) &&
-			 (lock = create_lock(engine, request)) == NULL)
+	else if (lock == NULL && (lock = create_lock(engine, request)) == NULL)
 		verdict = DL_FULL;
 	else if (!wait && dl_engine_is_barred(lock, request->mode))
 	{
@@ -592,9 +593,6 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	{
 		if (node != NULL)
 			give_free(part, DL_LEASE, node);
-		/* The barrier it began with is not one more to be forgotten. */
-		if (lock != NULL && created)
-			lock->barrier = DL_NO_BARRIER;
 		if (lock != NULL)
 			drop_lock_if_unused(engine, lock);
 		return verdict;
@@ -846,18 +844,20 @@ dl_engine_pin(DlEngine *engine, int partition, DlGuard *guard, int64 now)
 
 /*
  * The transaction prepares, and holds what whoever passes a barrier has to
- * wait for: put up the barrier.  Returns as dl_engine_pin().
+ * wait for: put up the barrier, and pin the lease until it has prepared.
+ * Returns as dl_engine_pin().
  */
 bool
 dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard, int64 now)
 {
 	DlLock	   *lock;
 
-	if (!dl_engine_may_commit(engine, partition, guard, now))
+	if (!dl_engine_pin(engine, partition, guard, now))
 		return false;
 	lock = guard->lease->lock;
 	lock->barrier = Max(lock->barrier, guard->lease->mode == DL_EXCLUSIVE ?
 						DL_BARS_ALL : DL_BARS_EXCLUSIVE);
+	lock->raised = true;
 	return true;
 }
 

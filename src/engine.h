@@ -110,6 +110,7 @@ typedef struct DlLock
 	int			nover;			/* ended leases that still refer to us */
 	int			nreleasing;		/* sum of our leases' nreleasing */
 	DlBarrier	barrier;
+	bool		raised;			/* the barrier was, by a transaction that prepared */
 } DlLock;
 
 /*
@@ -151,7 +152,7 @@ typedef struct DlLease
 	int			backend;		/* whose request it is or was */
 	uint32		generation;		/* of that backend slot */
 	int			pid;
-	int			forced_by_pid;	/* in state over, if cause is forced */
+	int			forced_by_pid;	/* who released it last; in state over */
 	Oid			forced_by_role;
 	char		holder[DL_HOLDER_MAX + 1];
 } DlLease;
@@ -219,9 +220,9 @@ typedef struct DlEngine
 	dlist_head *backends;		/* [nbackends][DL_NPARTITIONS] */
 
 	/*
-	 * How many barriers have been forgotten along with their locks (at a start
-	 * of the server: one, for whatever was prepared before), and how many of
-	 * them have since been seen to keep nobody from anything.  While these
+	 * How many raised barriers have been forgotten along with their locks (at a
+	 * start of the server: one, for whatever was prepared before), and how many
+	 * of them have since been seen to keep nobody from anything.  While these
 	 * differ, a new lock begins with a barrier.
 	 */
 	pg_atomic_uint64 barriers_forgotten;

@@ -168,7 +168,7 @@ dl_fence_pop(void)
 		dl_wake_worker();		/* it logs, we cannot */
 }
 
-/* What is guarded stays so while this number is the same. */
+/* What is guarded stays so while this number is the same.  Cannot throw. */
 uint64
 dl_fence_generation(void)
 {
@@ -180,6 +180,7 @@ dl_fence_generation(void)
 /*
  * A transaction block begins.  Its snapshot will be taken later, unless there
  * is one already: then the block has only taken over an implicit transaction.
+ * Needs no lock; cannot throw.
  */
 void
 dl_fence_note_begin(void)
@@ -190,7 +191,10 @@ dl_fence_note_begin(void)
 	begun_at = dl_now();
 }
 
-/* It has taken a snapshot of another transaction, which may be older. */
+/*
+ * It has taken a snapshot of another transaction, which may be older.  Needs no
+ * lock; cannot throw.
+ */
 void
 dl_fence_forget_begin(void)
 {
@@ -234,7 +238,7 @@ is_older(int64 told_at, uint64 completed)
 	if (!IsolationUsesXactSnapshot())
 		return false;
 	if (begun_lxid == dl_my_lxid())
-		return begun_at < told_at;
+		return begun_at <= told_at;
 	return may_miss(GetTransactionSnapshot(), FullTransactionIdFromU64(completed));
 }
 
@@ -423,7 +427,8 @@ dl_fence_pin(void)
 /*
  * The transaction is about to be prepared: take the tags of its locks, to be
  * held until it is committed or rolled back, and see that its leases are live
- * after that.  May wait for whoever is passing a barrier; throws LK001.
+ * after that.  They stay pinned until it is prepared.  May wait for whoever is
+ * passing a barrier; throws LK001.
  */
 void
 dl_fence_prepare(void)

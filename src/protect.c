@@ -25,6 +25,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
@@ -64,6 +65,8 @@ PG_FUNCTION_INFO_V1(distlock_protected_name);
 
 #define TRIGGER_FUNCTION	"distlock_refuse_write"
 #define CONDITION_FUNCTION	"distlock_unguarded"
+#define INSERT_TRIGGER		"distlock_protect_insert"
+#define WRITE_TRIGGER		"distlock_protect_write"
 
 /* A part of a lock's name. */
 typedef struct Part
@@ -210,22 +213,16 @@ is_ours(Oid function, const char *our_name)
 		get_extension_oid("distlock", true);
 }
 
-/*
- * The parts that a WHEN condition hands to distlock_unguarded(); nothing if it
- * is no condition of ours.  Anybody may create a trigger that calls our
- * function, with a condition of any form.
- */
+/* The parts that one call of distlock_unguarded() is given; nothing if it is none. */
 static List *
-parts_of_condition(Oid relation, Node *condition)
+parts_of_call(Oid relation, Node *node)
 {
 	List	   *parts = NIL;
 	FuncExpr   *call;
 
-	if (IsA(condition, BoolExpr))
-		condition = linitial(castNode(BoolExpr, condition)->args);
-	if (!IsA(condition, FuncExpr))
+	if (!IsA(node, FuncExpr))
 		return NIL;
-	call = castNode(FuncExpr, condition);
+	call = castNode(FuncExpr, node);
 	if (!is_ours(call->funcid, CONDITION_FUNCTION))
 		return NIL;
 	for (int i = 1; i < list_length(call->args); i++)
@@ -242,6 +239,32 @@ parts_of_condition(Oid relation, Node *condition)
 		else
 			return NIL;
 		parts = lappend(parts, part);
+	}
+	return parts;
+}
+
+/*
+ * The parts of the name that a WHEN condition stands for; nothing if it is no
+ * condition of ours.  Anybody may create a trigger that calls our function,
+ * with a condition of any form.
+ */
+static List *
+parts_of_condition(Oid relation, Node *condition)
+{
+	List	   *parts = NIL;
+	List	   *calls = list_make1(condition);
+	ListCell   *cell;
+
+	if (IsA(condition, BoolExpr) && castNode(BoolExpr, condition)->boolop == OR_EXPR)
+		calls = castNode(BoolExpr, condition)->args;
+	foreach(cell, calls)
+	{
+		List	   *of_call = parts_of_call(relation, lfirst(cell));
+
+		if (of_call == NIL ||
+			(parts != NIL && strcmp(template_of(parts), template_of(of_call)) != 0))
+			return NIL;
+		parts = of_call;
 	}
 	return parts;
 }
@@ -278,7 +301,7 @@ begin_statement(FunctionCallInfo fcinfo)
 	FmgrInfo   *flinfo = fcinfo->flinfo;
 	Call	   *call;
 
-	if (get_fn_expr_variadic(flinfo) || PG_NARGS() < 2 || PG_ARGISNULL(0))
+	if (get_fn_expr_variadic(flinfo) || PG_NARGS() < 2)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("distlock_unguarded() is for the triggers of distlock_protect()")));
@@ -292,7 +315,7 @@ begin_statement(FunctionCallInfo fcinfo)
 		getTypeOutputInfo(get_fn_expr_argtype(flinfo, i), &function, &is_varlena);
 		fmgr_info_cxt(function, &call->output[i], flinfo->fn_mcxt);
 		/* A parameter may change its value while this lives, in PL/pgSQL. */
-		call->constant = call->constant &&
+		call->constant = call->constant && IsA(flinfo->fn_expr, FuncExpr) &&
 			IsA(list_nth(castNode(FuncExpr, flinfo->fn_expr)->args, i), Const);
 	}
 	flinfo->fn_extra = call;
@@ -302,9 +325,13 @@ begin_statement(FunctionCallInfo fcinfo)
 static void
 refuse_write(Oid relation, const char *detail)
 {
+	char	   *name = get_rel_name(relation);
+
 	ereport(ERROR,
 			(errcode(ERRCODE_DISTLOCK_UNGUARDED),
-			 errmsg("unguarded write to protected table \"%s\"", get_rel_name(relation)),
+			 name != NULL ?
+			 errmsg("unguarded write to protected table \"%s\"", name) :
+			 errmsg("unguarded write to protected table with OID %u", relation),
 			 errdetail_internal("%s", detail),
 			 errhint("Call distlock_guard() with the token of your lease in this transaction, before the write.")));
 }
@@ -332,6 +359,10 @@ distlock_unguarded(PG_FUNCTION_ARGS)
 	dl_require_library();
 	if (call == NULL)
 		call = begin_statement(fcinfo);
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("table must not be null")));
 	if (call->guarded && call->generation == dl_fence_generation())
 		PG_RETURN_BOOL(false);
 
@@ -556,9 +587,12 @@ create_trigger(Oid relation, const char *schema, const char *name,
 	execute(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s", table, name));
 }
 
-/* The names of the table's own protecting triggers. */
+/*
+ * The names of the table's protecting triggers: of its own, or of those that it
+ * has as a partition.
+ */
 static List *
-own_triggers(Oid relation)
+protecting_triggers(Oid relation, bool as_partition)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
 	SysScanDesc scan = scan_triggers(triggers, Anum_pg_trigger_tgrelid,
@@ -570,7 +604,8 @@ own_triggers(Oid relation)
 	{
 		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
 
-		if (!OidIsValid(trigger->tgparentid) && is_ours(trigger->tgfoid, TRIGGER_FUNCTION))
+		if (OidIsValid(trigger->tgparentid) == as_partition &&
+			is_ours(trigger->tgfoid, TRIGGER_FUNCTION))
 			names = lappend(names, pstrdup(NameStr(trigger->tgname)));
 	}
 	systable_endscan(scan);
@@ -580,26 +615,37 @@ own_triggers(Oid relation)
 
 /*
  * Does a value of this type print alike in every session?  If not, two sessions
- * could each hold "the" lock of one row.  Labels of an enum may change, but for
- * all.
+ * could each hold "the" lock of one row.  Strings do, and a few others; labels
+ * of an enum may change, but for all.  That an output function is said to be
+ * immutable is not enough: extra_float_digits and others are not considered.
  */
 static bool
 prints_alike(Oid type)
 {
-	Oid			function;
-	bool		is_varlena;
+	char		category;
+	bool		preferred;
 
-	if (type_is_enum(getBaseType(type)))
-		return true;
-	getTypeOutputInfo(type, &function, &is_varlena);
-	switch (function)
+	type = getBaseType(type);
+	get_type_category_preferred(type, &category, &preferred);
+	switch (type)
 	{
-		case F_FLOAT4OUT:
-		case F_FLOAT8OUT:
-		case F_BYTEAOUT:
-			return false;		/* extra_float_digits, bytea_output */
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case OIDOID:
+		case BOOLOID:
+		case CHAROID:
+		case UUIDOID:
+		case INETOID:
+		case CIDROID:
+		case MACADDROID:
+		case MACADDR8OID:
+		case BITOID:
+		case VARBITOID:
+			return true;
 		default:
-			return func_volatile(function) == PROVOLATILE_IMMUTABLE;
+			return category == TYPCATEGORY_STRING || category == TYPCATEGORY_ENUM;
 	}
 }
 
@@ -622,9 +668,42 @@ check_column(Oid relation, const char *column)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("column \"%s\" of relation \"%s\" cannot be part of a lock name",
 						column, get_rel_name(relation)),
-				 errdetail("How a value of type %s prints depends on the settings of the session.",
+				 errdetail("How a value of type %s prints may depend on the settings of the session.",
 						   format_type_be(type)),
 				 errhint("Use a column of another type, such as a generated one.")));
+}
+
+/*
+ * Do the conditions of the triggers call our function?  A function of the same
+ * name that fits the arguments better would have been taken in its place.
+ */
+static void
+check_conditions(Oid relation, const char *template)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	CommandCounterIncrement();
+	scan = scan_triggers(triggers, Anum_pg_trigger_tgrelid, TriggerRelidNameIndexId, relation);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
+		List	   *parts;
+
+		if (OidIsValid(trigger->tgparentid) || !TRIGGER_FOR_ROW(trigger->tgtype) ||
+			!is_ours(trigger->tgfoid, TRIGGER_FUNCTION))
+			continue;
+		parts = parts_of_trigger(triggers, tuple);
+		if (parts == NIL || strcmp(template_of(parts), template) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+					 errmsg("function " CONDITION_FUNCTION "() is not unique"),
+					 errdetail("Another function of that name would be called in its place."),
+					 errhint("Drop it, and see who may create functions in the schema of the extension.")));
+	}
+	systable_endscan(scan);
+	table_close(triggers, AccessShareLock);
 }
 
 /* The table is written only by transactions guarded on the lock of that name. */
@@ -648,7 +727,13 @@ distlock_protect(PG_FUNCTION_ARGS)
 		if (part->is_column)
 			check_column(relation, part->text);
 	}
-	if (own_triggers(relation) != NIL)
+	foreach(cell, protecting_triggers(relation, true))
+		if (strcmp(lfirst(cell), has_column(parts) ? INSERT_TRIGGER : WRITE_TRIGGER) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("table \"%s\" is already protected as a partition", get_rel_name(relation)),
+					 errdetail("A partition can have a protection of its own if the name of one lock has columns in it and that of the other has not.")));
+	if (protecting_triggers(relation, false) != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("table \"%s\" is already protected", get_rel_name(relation)),
@@ -661,7 +746,7 @@ distlock_protect(PG_FUNCTION_ARGS)
 		char	   *old_row = condition_of(relation, parts, schema, "OLD");
 		char	   *new_row = condition_of(relation, parts, schema, "NEW");
 
-		create_trigger(relation, schema, "distlock_protect_insert", "AFTER INSERT", new_row);
+		create_trigger(relation, schema, INSERT_TRIGGER, "AFTER INSERT", new_row);
 		create_trigger(relation, schema, "distlock_protect_update", "AFTER UPDATE",
 					   psprintf("%s OR %s", old_row, new_row));
 		create_trigger(relation, schema, "distlock_protect_delete", "AFTER DELETE", old_row);
@@ -671,11 +756,12 @@ distlock_protect(PG_FUNCTION_ARGS)
 	{
 		char	   *condition = condition_of(relation, parts, schema, NULL);
 
-		create_trigger(relation, schema, "distlock_protect_write",
+		create_trigger(relation, schema, WRITE_TRIGGER,
 					   "AFTER INSERT OR UPDATE OR DELETE", condition);
 		create_trigger(relation, schema, "distlock_protect_truncate", "BEFORE TRUNCATE", condition);
 	}
 	SPI_finish();
+	check_conditions(relation, template_of(parts));
 	if (get_rel_relkind(relation) == RELKIND_RELATION && has_subclass(relation))
 		ereport(NOTICE,
 				(errmsg("tables that inherit from \"%s\" are not protected", get_rel_name(relation)),
@@ -688,7 +774,7 @@ Datum
 distlock_unprotect(PG_FUNCTION_ARGS)
 {
 	Oid			relation = lock_table(fcinfo, "distlock_unprotect()");
-	List	   *names = own_triggers(relation);
+	List	   *names = protecting_triggers(relation, false);
 	ListCell   *cell;
 
 	if (names == NIL)

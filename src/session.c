@@ -47,7 +47,7 @@ session_end(int code, Datum arg)
 }
 
 /*
- * Called at each acquire, release and drop; does something at the first.  May
+ * Called at each acquire, release, guard and drop; does something at the first.  May
  * throw when out of memory.  Returns the generation of this session.
  */
 uint32

@@ -38,6 +38,7 @@ typedef struct Row
 	int			nwaiting;		/* of the lock */
 	int			position;		/* in the queue; 0: lease, told or not */
 	int			pinned_by;		/* process of a commit in flight, or 0 */
+	bool		barred;			/* by nothing but a prepared transaction */
 	DlLease		lease;
 	DlKey		key;
 } Row;
@@ -61,6 +62,7 @@ copy_row(Copy *copy, int number, const DlLock *lock, const DlLease *lease,
 	row->nwaiting = lock->nwaiting;
 	row->position = position;
 	row->pinned_by = pinned_by;
+	row->barred = lock->nleases == 0 && dl_engine_is_barred(lock, lease->mode);
 	row->lease = *lease;
 	row->key = lock->key;
 }
@@ -262,7 +264,7 @@ distlock_show_leases(PG_FUNCTION_ARGS)
 /*
  * Who keeps row number "waiter" waiting: the leases it conflicts with, or the
  * commits that keep them pinned, and the requests ahead of it that it conflicts
- * with.
+ * with.  A prepared transaction has no process, and shows as 0.
  */
 static void
 blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
@@ -278,6 +280,8 @@ blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
 		first--;
 	token_list = palloc(sizeof(Datum) * (waiter - first + 1));
 	pid_list = palloc(sizeof(Datum) * (waiter - first + 1));
+	if (row->barred && row->position > 0)
+		pid_list[npids++] = Int32GetDatum(0);
 	for (int i = first; i < waiter && row->position > 0; i++)
 	{
 		const DlLease *other = &copy->rows[i].lease;

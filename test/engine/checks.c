@@ -177,7 +177,8 @@ check_lock(DlLock *lock)
 		verify(CHECK_MODEL, lock->nleases == expected->nholders &&
 			   lock->nwaiting == expected->nqueue && lock->nover == expected->nover &&
 			   lock->nreleasing == nreleasing, "counts of lock %.8s are wrong", lock->key.name);
-		verify(CHECK_BARRIER, lock->barrier == expected->barrier,
+		verify(CHECK_BARRIER, lock->barrier == expected->barrier &&
+			   lock->raised == expected->raised,
 			   "barrier of lock %.8s is %d, should be %d", lock->key.name,
 			   lock->barrier, expected->barrier);
 		verify(CHECK_MODEL, dl_engine_find_lock(engine, &expected->key) == lock,

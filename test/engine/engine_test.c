@@ -1244,7 +1244,7 @@ op_prepare(void)
 {
 	Guard	   *guard = good_guard();
 
-	if (!preparing || guard == NULL || guard->prepared)
+	if (!preparing || guard == NULL || guard->pinned)
 		return;
 	if (!guard->holding && (!hold_tag(guard) || one_in(2)))
 		return;

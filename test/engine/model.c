@@ -64,14 +64,15 @@ model_is_in_use(const ModelLock *lock)
 	return lock->nholders + lock->nqueue + lock->nover > 0;
 }
 
-/* A lock that is forgotten leaves its barrier to all that are new. */
+/* A lock that is forgotten leaves a raised barrier to all that are new. */
 static void
 forget_if_unused(ModelLock *lock)
 {
 	if (model_is_in_use(lock))
 		return;
-	model.forgotten += lock->barrier != DL_NO_BARRIER;
+	model.forgotten += lock->raised;
 	lock->barrier = DL_NO_BARRIER;
+	lock->raised = false;
 }
 
 bool
@@ -239,7 +240,10 @@ static void
 lower_barrier(ModelLock *lock, DlMode mode)
 {
 	if (mode == DL_EXCLUSIVE)
+	{
 		lock->barrier = DL_NO_BARRIER;
+		lock->raised = false;
+	}
 	else if (lock->barrier == DL_BARS_ALL)
 		lock->barrier = DL_BARS_EXCLUSIVE;
 }
@@ -274,8 +278,6 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 	{
 		if (request->pass == DL_PASS_NONE)
 		{
-			if (is_new)
-				lock->barrier = DL_NO_BARRIER;
 			forget_if_unused(lock);
 			return DL_BARRED;
 		}
@@ -286,8 +288,6 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 	}
 	if (!wait && (token = draw(lock)) == 0)
 	{
-		if (is_new)
-			lock->barrier = DL_NO_BARRIER;
 		forget_if_unused(lock);
 		return DL_NO_TOKEN;
 	}
@@ -446,8 +446,9 @@ model_pin(Guard *guard)
 bool
 model_bar(Guard *guard)
 {
-	if (!is_good(guard))
+	if (!model_pin(guard))
 		return false;
+	guard->lock->raised = true;
 	if (guard->mode == DL_EXCLUSIVE)
 		guard->lock->barrier = DL_BARS_ALL;
 	else if (guard->lock->barrier == DL_NO_BARRIER)

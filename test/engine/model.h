@@ -62,6 +62,7 @@ typedef struct ModelLock
 	int			nqueue;
 	int			nover;
 	DlBarrier	barrier;
+	bool		raised;			/* the barrier was, not just there from the start */
 
 	/*
 	 * The lock's tag, which the server would keep among its own locks, by the

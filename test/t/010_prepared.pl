@@ -289,8 +289,8 @@ foreach my $way (sort keys %ways)
 	value("SELECT $way{end}(" . $first->pid . ')') if $way{end};
 	like($first->error, $way{error}, $way);
 	waits($second);
-	is( value("SELECT pid, position, blocked_by_tokens FROM distlock_waiters WHERE name = '$way'"),
-		$second->pid . '|1|{}',
+	is( value("SELECT pid, position, blocked_by_tokens, blocked_by_pids FROM distlock_waiters WHERE name = '$way'"),
+		$second->pid . '|1|{}|{0}',
 		"$way: the next one is the head of the queue");
 	is(value("SELECT distlock_try_acquire('$way') IS NULL"), 't', "$way: and still waits");
 	value("COMMIT PREPARED '$way'");

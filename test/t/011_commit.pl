@@ -20,6 +20,7 @@ my $node = distlock_node(
 max_connections = 20
 synchronous_standby_names = 'standby'
 synchronous_commit = local
+max_prepared_transactions = 5
 wal_sender_timeout = 0
 wal_receiver_timeout = 0
 autovacuum = off
@@ -614,6 +615,30 @@ my %unguarded = (
 	is(value(q{SELECT count(*) FROM done WHERE what = 'committing'}),
 		1, 'terminate_stale, committing: its row is written, no other');
 	$_->quit foreach $open, $committer, $victim;
+}
+
+# So are those who prepare.
+{
+	my $token = acquire('preparing');
+	my $preparer = guarded('preparing', $token);
+	my $other = acquire('other');
+	my $victim = guarded('other', $other);
+
+	freeze($receiver);
+	$preparer->send(q{PREPARE TRANSACTION 'preparing'});
+	wait_for_event($node, $preparer->pid, 'SyncRep');
+	is(pins('preparing'), 1, 'terminate_stale, preparing: the lease is pinned');
+	expire('preparing', $token);
+	wait_until(q{NOT EXISTS (SELECT FROM distlock_leases WHERE name = 'preparing')});
+	expire('other', $other);
+	is_gone($victim);
+	is_kept('preparing', $token, $preparer->pid, 'terminate_stale, preparing');
+	thaw($receiver);
+	is($preparer->error, '', 'terminate_stale, preparing: the transaction is prepared');
+	value(q{COMMIT PREPARED 'preparing'});
+	is(value(q{SELECT count(*) FROM done WHERE what = 'preparing'}),
+		1, 'terminate_stale, preparing: its row is written');
+	$_->quit foreach $preparer, $victim;
 }
 
 # ---- DROP EXTENSION ----
