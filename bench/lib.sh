@@ -3,15 +3,18 @@
 # one run on one server; what counts are the ratios within a round.
 
 # measure FOLDER ROUNDS SECONDS CLIENTS SCRIPT...: run them, print the medians.
+# Every other round goes backwards, so that none always follows the same one.
 measure()
 {
 	local folder=$1 rounds=$2 seconds=$3 clients=$4
-	local round script out
+	local round script out order
 
 	shift 4
 	say "$rounds rounds of $seconds s, $clients clients, $(nproc) cores, $(psql -X -A -t -c 'SHOW server_version')"
 	for ((round = 1; round <= rounds; round++)); do
-		for script; do
+		order=("$@")
+		[ $((round % 2)) -eq 1 ] || order=($(printf '%s\n' "$@" | tac))
+		for script in "${order[@]}"; do
 			out=$("$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -T "$seconds" \
 				-D token=0 -f "$folder/$script.sql" 2>&1) || die "$out"
 			sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out" >>"$work/$script.tps"

@@ -253,8 +253,7 @@ leave_backend(DlLease *lease)
 static void
 join_backend(DlEngine *engine, uint32 hash, DlLease *lease)
 {
-	dlist_push_tail(&engine->backends[lease->backend * DL_NPARTITIONS +
-									  dl_partition_of(hash)],
+	dlist_push_tail(dl_engine_of_backend(engine, lease->backend, dl_partition_of(hash)),
 					&lease->backend_link);
 	lease->in_backend = true;
 }
@@ -989,7 +988,7 @@ void
 dl_engine_end_backend(DlEngine *engine, int partition, int backend, int64 now,
 					  DlEffects *fx)
 {
-	dlist_head *list = &engine->backends[backend * DL_NPARTITIONS + partition];
+	dlist_head *list = dl_engine_of_backend(engine, backend, partition);
 
 	/* Settling a lock may end other leases of the list: begin anew each time. */
 	while (!dlist_is_empty(list))

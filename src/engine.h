@@ -352,6 +352,16 @@ dl_engine_conflict(DlLock *lock, DlMode mode)
 	return mode == DL_SHARED && first->mode == DL_SHARED ? NULL : first;
 }
 
+/*
+ * What a backend has in a partition: its requests, and its leases of session
+ * and transaction scope.
+ */
+static inline dlist_head *
+dl_engine_of_backend(DlEngine *engine, int backend, int partition)
+{
+	return &engine->backends[backend * DL_NPARTITIONS + partition];
+}
+
 /* One of the commits in flight of a pinned lease. */
 static inline DlGuard *
 dl_engine_pinning(DlLease *lease)

@@ -334,23 +334,19 @@ dl_fence_guard(const DlKey *key, int64 token)
 static DlLease *
 own_lease(const DlKey *key, int64 now)
 {
-	DlLock	   *lock = dl_engine_find_lock(dl_shared->engine, key);
 	dlist_iter	iter;
 
-	if (lock == NULL)
-		return NULL;
-	dlist_foreach(iter, &lock->leases)
+	/* What ends with this session, however many others share the lock. */
+	dlist_foreach(iter, dl_engine_of_backend(dl_shared->engine, dl_my_backend(),
+											 dl_partition_of(key->hash)))
 	{
-		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
+		DlLease    *lease = dlist_container(DlLease, backend_link, iter.cur);
 
 		if (lease->state == DL_LIVE && lease->deadline > now &&
-			lease->backend == dl_my_backend() &&
-			dl_session_is_live(lease->backend, lease->generation) &&
-			(lease->scope != DL_SCOPE_LEASE || dl_txn_has_acquired(lease)) &&
-			!dl_txn_releases(lease))
+			dl_same_key(&lease->lock->key, key) && !dl_txn_releases(lease))
 			return lease;
 	}
-	return NULL;
+	return dl_txn_find_acquired(key, now);
 }
 
 /*

@@ -292,7 +292,7 @@ typedef struct Call
 	bool		constant;		/* the name is */
 	bool		guarded;		/* while the generation is the same */
 	uint64		generation;
-	FmgrInfo	output[FUNC_MAX_ARGS];
+	FmgrInfo	output[FLEXIBLE_ARRAY_MEMBER];	/* by argument */
 } Call;
 
 static Call *
@@ -305,7 +305,8 @@ begin_statement(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("distlock_unguarded() is for the triggers of distlock_protect()")));
-	call = MemoryContextAllocZero(flinfo->fn_mcxt, sizeof(Call));
+	call = MemoryContextAllocZero(flinfo->fn_mcxt, offsetof(Call, output) +
+								  PG_NARGS() * sizeof(FmgrInfo));
 	call->constant = true;
 	for (int i = 1; i < PG_NARGS(); i++)
 	{

@@ -28,7 +28,7 @@ end_backend(void)
 		DlEffects	fx = DL_NO_EFFECTS;
 
 		/* Only we add to our lists, so an empty one can be passed by. */
-		if (dlist_is_empty(&engine->backends[backend * DL_NPARTITIONS + p]))
+		if (dlist_is_empty(dl_engine_of_backend(engine, backend, p)))
 			continue;
 		dl_partition_lock(p, LW_EXCLUSIVE);
 		dl_engine_end_backend(engine, p, backend, dl_now(), &fx);

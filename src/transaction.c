@@ -180,17 +180,6 @@ is_release(const Action *action)
 	return action->kind == ACTION_RELEASE || action->kind == ACTION_FORCE_RELEASE;
 }
 
-/* Has this transaction acquired the lease?  Needs its partition locked. */
-bool
-dl_txn_has_acquired(const DlLease *lease)
-{
-	for (int i = nactions - 1; i >= 0; i--)
-		if (actions[i].kind == ACTION_ACQUIRED && actions[i].lease == lease &&
-			actions[i].serial == lease->serial)
-			return true;
-	return false;
-}
-
 /* Will this transaction release anything?  Needs no lock. */
 bool
 dl_txn_releases_any(void)
@@ -212,6 +201,27 @@ dl_txn_releases(const DlLease *lease)
 			actions[i].serial == lease->serial)
 			return true;
 	return false;
+}
+
+/*
+ * A live lease of this lock that the transaction has acquired, and will not
+ * release; or null.  Needs the partition locked.
+ */
+DlLease *
+dl_txn_find_acquired(const DlKey *key, int64 now)
+{
+	int			partition = dl_partition_of(key->hash);
+
+	for (int i = nactions - 1; i >= 0; i--)
+	{
+		DlLease    *lease = actions[i].lease;
+
+		if (actions[i].kind == ACTION_ACQUIRED && actions[i].partition == partition &&
+			is_current(&actions[i]) && lease->deadline > now &&
+			dl_same_key(&lease->lock->key, key) && !dl_txn_releases(lease))
+			return lease;
+	}
+	return NULL;
 }
 
 /* Will it release a live lease of this lock, which may be null? */

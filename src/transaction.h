@@ -15,7 +15,7 @@ extern void dl_txn_at_exit(void);
 extern void dl_txn_reserve(int n);
 extern void dl_txn_acquired(DlLease *lease);
 extern void dl_txn_guarded(void);
-extern bool dl_txn_has_acquired(const DlLease *lease);
+extern DlLease *dl_txn_find_acquired(const DlKey *key, int64 now);
 extern void dl_txn_release(DlLease *lease, bool forced);
 extern bool dl_txn_releases_any(void);
 extern bool dl_txn_releases(const DlLease *lease);
