@@ -40,6 +40,7 @@ typedef struct Guard
 {
 	DlKey		key;
 	int64		token;
+	DlMode		mode;
 	DlGuard    *shared;
 	int			next;			/* the one below it in its bucket, or -1 */
 } Guard;
@@ -142,6 +143,7 @@ push_guard(DlLease *lease)
 		return false;
 	guard->key = lease->lock->key;
 	guard->token = lease->token;
+	guard->mode = lease->mode;
 	link_guard(nguards++);
 	dl_txn_guarded();
 	return true;
@@ -397,6 +399,21 @@ dl_fence_is_guarded(const DlKey *key)
 
 /* ---- The end of the transaction ---- */
 
+/* Have the engine look at a guard for the last time; throws LK001. */
+static void
+settle_guard(Guard *guard, bool (*look) (DlEngine *, int, DlGuard *, int64))
+{
+	int			partition = dl_partition_of(guard->key.hash);
+	DlEffects	fx = DL_NO_EFFECTS;
+	int64		now;
+
+	dl_partition_lock(partition, LW_EXCLUSIVE);
+	now = dl_now();
+	if (!look(dl_shared->engine, partition, guard->shared, now))
+		dl_lease_report_lost(&guard->key, guard->token, now, &fx, DL_LOST_AT_COMMIT);
+	dl_partition_unlock(partition, &fx);
+}
+
 /*
  * The transaction is about to commit: hold its leases in place, and throw
  * LK001 unless all of them are live.  Never waits but for LWLocks.
@@ -406,18 +423,7 @@ dl_fence_pin(void)
 {
 	closed = true;
 	for (int i = 0; i < nguards; i++)
-	{
-		Guard	   *guard = &guards[i];
-		int			partition = dl_partition_of(guard->key.hash);
-		DlEffects	fx = DL_NO_EFFECTS;
-		int64		now;
-
-		dl_partition_lock(partition, LW_EXCLUSIVE);
-		now = dl_now();
-		if (!dl_engine_pin(dl_shared->engine, partition, guard->shared, now))
-			dl_lease_report_lost(&guard->key, guard->token, now, &fx, DL_LOST_AT_COMMIT);
-		dl_partition_unlock(partition, &fx);
-	}
+		settle_guard(&guards[i], dl_engine_pin);
 }
 
 /*
@@ -432,27 +438,10 @@ dl_fence_prepare(void)
 	closed = true;
 	for (int i = 0; i < nguards; i++)
 	{
-		Guard	   *guard = &guards[i];
-		int			partition = dl_partition_of(guard->key.hash);
-		DlEffects	fx = DL_NO_EFFECTS;
-		DlMode		mode;
-		int64		now;
-
 		/* With a stale lease we could wait for our successor's wait to end. */
-		dl_partition_lock(partition, LW_EXCLUSIVE);
-		now = dl_now();
-		if (!dl_engine_may_commit(dl_shared->engine, partition, guard->shared, now))
-			dl_lease_report_lost(&guard->key, guard->token, now, &fx, DL_LOST_AT_COMMIT);
-		mode = guard->shared->lease->mode;
-		dl_partition_unlock(partition, &fx);
-
-		dl_barrier_hold(&guard->key, mode);
-
-		dl_partition_lock(partition, LW_EXCLUSIVE);
-		now = dl_now();
-		if (!dl_engine_bar(dl_shared->engine, partition, guard->shared, now))
-			dl_lease_report_lost(&guard->key, guard->token, now, &fx, DL_LOST_AT_COMMIT);
-		dl_partition_unlock(partition, &fx);
+		settle_guard(&guards[i], dl_engine_may_commit);
+		dl_barrier_hold(&guards[i].key, guards[i].mode);
+		settle_guard(&guards[i], dl_engine_bar);
 	}
 }
 
