@@ -12,9 +12,7 @@ use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my ($python) =
-  grep { IPC::Run::run([ $_, '-c', 'import psycopg' ], '>&', \my $ignored) }
-  grep { defined } $ENV{PYTHON}, '/usr/bin/python3';
+my $python = python_with('psycopg');
 if (!defined $python)
 {
 	die 'no Python with psycopg is installed' if $ENV{DISTLOCK_REQUIRE_DRIVERS};

@@ -11,6 +11,10 @@ use warnings;
 
 use Cwd qw(abs_path);
 use File::Basename;
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use DistlockTest;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -38,15 +42,6 @@ CREATE EXTENSION distlock;
 CREATE TABLE turns (turn integer PRIMARY KEY, token bigint, worker integer, pid integer);
 });
 my $user = $node->safe_psql('postgres', 'SELECT current_user');
-
-# Can this command be run?
-sub works
-{
-	my @command = @_;
-	my ($out, $err);
-
-	return eval { IPC::Run::run(\@command, '>', \$out, '2>', \$err) };
-}
 
 # ---- Pooler ----
 
@@ -165,18 +160,6 @@ sub application
 			plan skip_all => $missing;
 		}
 	};
-}
-
-# The first Python that has the module.
-sub python_with
-{
-	my ($module) = @_;
-
-	foreach my $python (grep { defined } $ENV{PYTHON}, '/usr/bin/python3', 'python3')
-	{
-		return $python if works($python, '-c', "import $module");
-	}
-	return undef;
 }
 
 my %python = map { $_ => python_with($_) } qw(psycopg psycopg2);

@@ -19,12 +19,14 @@ our @EXPORT = qw(
   freeze
   freeze_waiter
   freeze_worker
+  python_with
   session
   sql_error
   thaw
   wait_for_event
   wait_for_queue
   worker_pid
+  works
 );
 
 # A running server with the extension in database postgres.
@@ -94,6 +96,27 @@ sub crash_backend
 	$node->poll_query_until('postgres', 'SELECT true')
 	  or die 'the server does not start again';
 	return;
+}
+
+# Can this command be run?
+sub works
+{
+	my @command = @_;
+	my ($out, $err);
+
+	return eval { IPC::Run::run(\@command, '>', \$out, '2>', \$err) };
+}
+
+# The first Python that has the module.
+sub python_with
+{
+	my ($module) = @_;
+
+	foreach my $python (grep { defined } $ENV{PYTHON}, '/usr/bin/python3', 'python3')
+	{
+		return $python if works($python, '-c', "import $module");
+	}
+	return undef;
 }
 
 sub postmaster_pid
