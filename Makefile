@@ -4,17 +4,26 @@ MODULE_big = distlock
 OBJS = \
 	src/arguments.o \
 	src/barrier.o \
+	src/chores.o \
+	src/control.o \
+	src/database.o \
 	src/deadline.o \
 	src/distlock.o \
 	src/engine.o \
 	src/extension.o \
 	src/fence.o \
+	src/flush.o \
 	src/functions.o \
+	src/image.o \
+	src/images.o \
 	src/lease.o \
+	src/lease_table.o \
 	src/protect.o \
+	src/recovery.o \
 	src/session.o \
 	src/shmem.o \
-	src/token.o \
+	src/store.o \
+	src/supply.o \
 	src/transaction.o \
 	src/views.o \
 	src/worker.o
@@ -23,7 +32,7 @@ PGFILEDESC = "distlock - lock service: leases with fencing tokens"
 EXTENSION = distlock
 DATA = distlock--1.0.sql
 
-REGRESS = arguments leases transactions guard protect rights views limits
+REGRESS = arguments leases transactions guard protect rights views lease_table limits
 ISOLATION = setup fifo shared cancel commit undo expiry force successor guard guard_release guard_savepoint guard_levels guard_serializable guard_shared guard_pinned guard_prepared
 ISOLATION_OPTS = --inputdir=test/isolation --launcher=test/isolation/mask_tokens
 

@@ -82,7 +82,7 @@ COMMENT ON COLUMN distlock_leases.scope IS 'What ends the lease besides release 
 COMMENT ON COLUMN distlock_leases.holder IS 'Label for people, by default the application_name; it gives no rights';
 COMMENT ON COLUMN distlock_leases.owner IS 'Role that acquired the lease; only roles with its privileges may renew or release it';
 COMMENT ON COLUMN distlock_leases.pid IS 'Server process that acquired the lease; null once that session is gone';
-COMMENT ON COLUMN distlock_leases.durable IS 'Does the lease outlive a crash of the server; false for every lease in this version';
+COMMENT ON COLUMN distlock_leases.durable IS 'Does the lease outlive a crash of the server';
 COMMENT ON COLUMN distlock_leases.granted_at IS 'When the holder was told of its lease, on the wall clock';
 COMMENT ON COLUMN distlock_leases.ttl IS 'Time to live from the grant or the last renewal; null: none';
 COMMENT ON COLUMN distlock_leases.expires_at IS 'When the lease expires unless renewed, on the wall clock; infinity without time to live';
@@ -129,12 +129,108 @@ COMMENT ON SEQUENCE distlock_token_seq IS
 'Limit up to which fencing tokens are reserved; distlock writes it in place, and pg_dump carries it';
 SELECT pg_catalog.pg_extension_config_dump('distlock_token_seq', '');
 
-CREATE TABLE distlock_control (token_limit bigint NOT NULL);
+CREATE TABLE distlock_control (
+    token_limit bigint NOT NULL,
+    system_id bigint NOT NULL,
+    timeline bigint NOT NULL,
+    database_id bigint NOT NULL,
+    lease_pages bigint NOT NULL,
+    volatile_ttl bigint NOT NULL,
+    longest_ttl bigint NOT NULL,
+    grace bigint NOT NULL,
+    strict boolean NOT NULL);
 COMMENT ON TABLE distlock_control IS
 'The durable state of distlock in this database: one row, which distlock overwrites in place';
 COMMENT ON COLUMN distlock_control.token_limit IS
 'Limit up to which fencing tokens are reserved; the greater of this and distlock_token_seq counts';
-INSERT INTO distlock_control VALUES (0);
+COMMENT ON COLUMN distlock_control.system_id IS
+'System identifier of the server that has written the row';
+COMMENT ON COLUMN distlock_control.timeline IS
+'Timeline on which the row was written';
+COMMENT ON COLUMN distlock_control.database_id IS
+'OID of the database that has written the row; 0: none yet';
+COMMENT ON COLUMN distlock_control.lease_pages IS
+'Pages that distlock_lease_table has at least';
+COMMENT ON COLUMN distlock_control.volatile_ttl IS
+'Microseconds; volatile leases of scope lease that may be held have no longer time to live: the grace after a start of the server';
+COMMENT ON COLUMN distlock_control.longest_ttl IS
+'Microseconds; no lease of scope lease, durable or not, has had a longer time to live, nor had one for a day: the grace after a failover';
+COMMENT ON COLUMN distlock_control.grace IS
+'Microseconds; the grace of a failover that may not be over yet; 0: none';
+COMMENT ON COLUMN distlock_control.strict IS
+'Are the leases from before that failover unusable';
+-- A standby that is promoted before it hears of the first use has to know that
+-- it is on another timeline.
+INSERT INTO distlock_control
+SELECT 0, system_identifier,
+    ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::pg_catalog.bit(32)::bigint,
+    0, 0, 0, 0, 0, false
+FROM pg_catalog.pg_control_system();
+
+-- ---- The lease table ----
+
+CREATE TYPE distlock_image;
+
+CREATE FUNCTION distlock_image_in(cstring) RETURNS distlock_image
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION distlock_image_in(cstring) IS 'I/O';
+CREATE FUNCTION distlock_image_out(distlock_image) RETURNS cstring
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION distlock_image_out(distlock_image) IS 'I/O';
+CREATE FUNCTION distlock_image_recv(internal) RETURNS distlock_image
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION distlock_image_recv(internal) IS 'I/O';
+CREATE FUNCTION distlock_image_send(distlock_image) RETURNS bytea
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION distlock_image_send(distlock_image) IS 'I/O';
+
+CREATE TYPE distlock_image (
+    INPUT = distlock_image_in,
+    OUTPUT = distlock_image_out,
+    RECEIVE = distlock_image_recv,
+    SEND = distlock_image_send,
+    INTERNALLENGTH = 424,
+    ALIGNMENT = double);
+COMMENT ON TYPE distlock_image IS
+'The image of a durable lease in distlock_lease_table, as the view distlock_images shows it; as text, its bytes in hex';
+
+CREATE TABLE distlock_lease_table (image distlock_image NOT NULL);
+COMMENT ON TABLE distlock_lease_table IS
+'The durable leases of this database, which distlock overwrites in place; see the view distlock_images';
+COMMENT ON COLUMN distlock_lease_table.image IS
+'Image of a lease, or of none';
+
+CREATE FUNCTION distlock_show_images(
+    OUT name text,
+    OUT token bigint,
+    OUT mode text,
+    OUT holder text,
+    OUT owner name,
+    OUT granted_at timestamptz,
+    OUT ttl interval,
+    OUT block bigint,
+    OUT slot integer,
+    OUT damaged boolean)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_show_images() IS
+'The rows of the view distlock_images; use the view';
+
+CREATE VIEW distlock_images AS SELECT * FROM distlock_show_images();
+COMMENT ON VIEW distlock_images IS
+'What is stored of the durable leases of this database, on a standby too; leases that have ended may be among them for a few seconds';
+COMMENT ON COLUMN distlock_images.name IS 'Name of the lock';
+COMMENT ON COLUMN distlock_images.token IS 'Fencing token';
+COMMENT ON COLUMN distlock_images.mode IS 'exclusive or shared';
+COMMENT ON COLUMN distlock_images.holder IS 'Label for people';
+COMMENT ON COLUMN distlock_images.owner IS 'Role that acquired the lease';
+COMMENT ON COLUMN distlock_images.granted_at IS 'When it was granted, on the wall clock';
+COMMENT ON COLUMN distlock_images.ttl IS 'Time to live that the lease has after a crash, counted from the start of the server; renewals for less leave it as it is';
+COMMENT ON COLUMN distlock_images.block IS 'Block of distlock_lease_table';
+COMMENT ON COLUMN distlock_images.slot IS 'Slot in that block, from 1';
+COMMENT ON COLUMN distlock_images.damaged IS 'Does the image not match its checksum, or has it a newer format; then the columns before are null';
+GRANT SELECT ON distlock_images TO PUBLIC;
 
 CREATE FUNCTION distlock_refuse_change() RETURNS trigger
 AS 'MODULE_PATHNAME'
@@ -157,6 +253,20 @@ COMMENT ON TRIGGER distlock_refuse_truncate ON distlock_control IS
 'Refuses TRUNCATE';
 ALTER TABLE distlock_control ENABLE ALWAYS TRIGGER distlock_refuse_truncate;
 
+CREATE TRIGGER distlock_refuse_change
+    BEFORE INSERT OR UPDATE OR DELETE ON distlock_lease_table
+    FOR EACH ROW EXECUTE FUNCTION distlock_refuse_change();
+COMMENT ON TRIGGER distlock_refuse_change ON distlock_lease_table IS
+'Refuses changes by SQL, and passes over those of logical replication';
+ALTER TABLE distlock_lease_table ENABLE ALWAYS TRIGGER distlock_refuse_change;
+
+CREATE TRIGGER distlock_refuse_truncate
+    BEFORE TRUNCATE ON distlock_lease_table
+    FOR EACH STATEMENT EXECUTE FUNCTION distlock_refuse_change();
+COMMENT ON TRIGGER distlock_refuse_truncate ON distlock_lease_table IS
+'Refuses TRUNCATE';
+ALTER TABLE distlock_lease_table ENABLE ALWAYS TRIGGER distlock_refuse_truncate;
+
 -- ---- Leases ----
 
 CREATE FUNCTION distlock_acquire(
@@ -178,10 +288,10 @@ COMMENT ON FUNCTION distlock_acquire(text, interval, interval, text, text, text,
 'mode: exclusive or shared, not null. '
 'scope: lease, session or transaction: what ends the lease besides release and expiry; not null. '
 'holder: label for people, at most 127 bytes; null: application_name. '
-'durable: null or false in this version. '
+'durable: outlives a crash of the server, scope lease only; null: distlock.durable for scope lease, false for the others. '
 'The lease is undone if the transaction or savepoint rolls back. '
 'Errors: 55P03 when the wait is over, 22004 for a null, 22023 for a value out of range, 53400 when distlock.max_leases is reached, '
-'55000 for a lock that this transaction has released, 0A000 for durable, 25006 on a standby';
+'55000 for a lock that this transaction has released, and for a durable lease that cannot be stored, 57014 when the wait for synchronous standbys is cancelled, 25006 on a standby';
 
 CREATE FUNCTION distlock_try_acquire(
     name text,
@@ -259,6 +369,17 @@ COMMENT ON FUNCTION distlock_force_release(text) IS
 'EXECUTE is revoked from PUBLIC: grant it to those who may take locks from others. '
 'Errors: 22004 for a null, 22023 for a name out of range, 25006 on a standby';
 REVOKE EXECUTE ON FUNCTION distlock_force_release(text) FROM PUBLIC;
+
+CREATE FUNCTION distlock_discard_damaged()
+RETURNS integer
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_discard_damaged() IS
+'Gives up the durable leases whose images are damaged, so that a database whose lease table cannot be read can be used again; returns how many slots were damaged. '
+'If there are any, nothing is granted in this database until distlock.max_ttl has passed since the start of the server. '
+'EXECUTE is revoked from PUBLIC. '
+'Errors: 55000 when the leases are in use, since all have been read without finding any damaged, 25006 on a standby';
+REVOKE EXECUTE ON FUNCTION distlock_discard_damaged() FROM PUBLIC;
 
 -- ---- Protected tables ----
 

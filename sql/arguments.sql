@@ -156,16 +156,19 @@ SELECT holder = '' FROM distlock_leases WHERE token = :token;
 SELECT distlock_release('a', :token);
 
 --
--- Durable leases are yet to come.
+-- durable: only of scope lease, where distlock.durable is the default.
 --
-SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', durable => true)');
-SELECT pg_temp.error_of('SELECT distlock_try_acquire(''a'', durable => true)');
 SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', durable => true, scope => ''session'')');
 SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', durable => true, scope => ''transaction'')');
-SELECT distlock_release('a', distlock_acquire('a', durable => false));
-SET distlock.durable = on;
-SHOW distlock.durable;
-
+SELECT distlock_acquire('default') AS a, distlock_acquire('true', durable => true) AS b,
+    distlock_acquire('false', durable => false) AS c, distlock_acquire('session', scope => 'session') AS d \gset
+SET distlock.durable = off;
+SELECT distlock_acquire('off') AS e, distlock_acquire('off true', durable => true) AS f \gset
+RESET distlock.durable;
+SELECT name, durable FROM distlock_leases ORDER BY token;
+SELECT i.name FROM distlock_images i JOIN distlock_leases l USING (token) ORDER BY token;
+SELECT distlock_release('default', :a), distlock_release('true', :b), distlock_release('false', :c),
+    distlock_release('session', :d), distlock_release('off', :e), distlock_release('off true', :f);
 --
 -- Any bigint may be asked for; nobody ever held these.
 --

@@ -48,9 +48,9 @@ SELECT proname, pg_get_function_arguments(p.oid) AS arguments, pg_get_function_r
 FROM pg_proc p JOIN members ON classid = 'pg_proc'::regclass AND objid = p.oid
 WHERE proname !~ '_show_|_refuse_' ORDER BY proname;
 \pset format aligned
--- None is STRICT, all are VOLATILE, PARALLEL UNSAFE and run as their caller.
+-- But for the I/O of a type, none is STRICT, all are VOLATILE, PARALLEL UNSAFE and run as their caller.
 SELECT proname FROM pg_proc p JOIN members ON classid = 'pg_proc'::regclass AND objid = p.oid
-WHERE proisstrict OR provolatile <> 'v' OR proparallel <> 'u' OR prosecdef OR proleakproof;
+WHERE proname !~ '^distlock_image_' AND (proisstrict OR provolatile <> 'v' OR proparallel <> 'u' OR prosecdef OR proleakproof);
 -- Those that PUBLIC must not call
 SELECT proname FROM pg_proc p JOIN members ON classid = 'pg_proc'::regclass AND objid = p.oid
 WHERE NOT EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) AS a

@@ -10,8 +10,15 @@
 
 #include "access/transam.h"
 #include "catalog/pg_class.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#include "utils/guc_hooks.h"	/* 15 has it in replication/syncrep.h */
+#endif
 #include "utils/wait_event.h"
 
 #if PG_VERSION_NUM < 150000
@@ -101,6 +108,38 @@ dl_worker_wait_event(void)
 	return PG_WAIT_EXTENSION;
 #endif
 }
+
+/*
+ * Are synchronous standbys asked for that have not confirmed this position, or
+ * what lies before it?  Takes SyncRepLock.
+ */
+static inline bool
+dl_sync_standbys_lack(XLogRecPtr lsn)
+{
+	bool		lack;
+
+	if (max_wal_senders == 0)
+		return false;
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+#ifdef SYNC_STANDBY_DEFINED
+	/* Until the checkpointer has set the status, the setting tells. */
+	lack = (WalSndCtl->sync_standbys_status & SYNC_STANDBY_INIT) != 0 ?
+		(WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0 :
+		SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+#else
+	lack = WalSndCtl->sync_standbys_defined;
+#endif
+	lack = lack && WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH] < lsn;
+	LWLockRelease(SyncRepLock);
+	return lack;
+}
+
+/* In which file is this relation? */
+#if PG_VERSION_NUM >= 160000
+#define dl_file_of(rel) ((rel)->rd_locator.relNumber)
+#else
+#define dl_file_of(rel) ((rel)->rd_node.relNode)
+#endif
 
 /* Is this relation rewritten by the transaction under way? */
 #if PG_VERSION_NUM >= 160000

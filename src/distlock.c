@@ -17,6 +17,7 @@
 #include "tcop/utility.h"
 #include "utils/guc.h"
 
+#include "database.h"
 #include "distlock.h"
 #include "fence.h"
 #include "protect.h"
@@ -27,7 +28,7 @@
 
 PG_MODULE_MAGIC;
 
-/* distlock.max_leases: sizes shared memory, about 0.8 kB for each. */
+/* distlock.max_leases: sizes shared memory, about 1.1 kB for each. */
 int			dl_max_leases = 16384;
 
 /* distlock.default_ttl: for scope "lease" when the ttl argument is null. */
@@ -37,7 +38,10 @@ int			dl_default_ttl = 30 * 1000;
 int			dl_max_ttl = 24 * 60 * 60;
 
 /* distlock.durable: for scope "lease" when the durable argument is null. */
-bool		dl_durable = false;
+bool		dl_durable = true;
+
+/* distlock.failover_grace: how long nothing is granted after a failover. */
+int			dl_failover_grace = DL_GRACE_REPLAYED;
 
 /* distlock.log_expirations: one LOG line for each lease that expires. */
 bool		dl_log_expirations = true;
@@ -46,31 +50,26 @@ bool		dl_log_expirations = true;
 bool		dl_terminate_stale = false;
 
 /* Keeps the size of shared memory below 4 GB, so that it fits a Size. */
-#define MAX_MAX_LEASES	(4 * 1024 * 1024)
+#define MAX_MAX_LEASES	(3 * 1024 * 1024)
 
 static object_access_hook_type previous_object_access = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 
 extern PGDLLEXPORT void _PG_init(void);
 
-static bool
-check_durable(bool *value, void **extra, GucSource source)
-{
-	if (*value)
-	{
-		GUC_check_errcode(ERRCODE_FEATURE_NOT_SUPPORTED);
-		GUC_check_errmsg("durable leases are not supported yet");
-		return false;
-	}
-	return true;
-}
+static const struct config_enum_entry failover_grace_options[] = {
+	{"off", DL_GRACE_OFF, false},
+	{"replayed", DL_GRACE_REPLAYED, false},
+	{"strict", DL_GRACE_STRICT, false},
+	{NULL, 0, false}
+};
 
 static void
 define_settings(void)
 {
 	DefineCustomIntVariable("distlock.max_leases",
 							"Sets how many leases can be held and waited for at the same time, in all databases.",
-							"Shared memory is taken for them at server start, about 0.8 kB for each.",
+							"Shared memory is taken for them at server start, about 1.1 kB for each.",
 							&dl_max_leases, 16384, 16, MAX_MAX_LEASES,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("distlock.default_ttl",
@@ -84,10 +83,17 @@ define_settings(void)
 							&dl_max_ttl, 24 * 60 * 60, 1, 10 * 365 * 24 * 60 * 60,
 							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomBoolVariable("distlock.durable",
-							 "Sets whether leases of scope \"lease\" outlive the server, unless the acquire says.",
-							 "Durable leases are not supported yet.",
-							 &dl_durable, false,
-							 PGC_USERSET, 0, check_durable, NULL, NULL);
+							 "Sets whether leases of scope \"lease\" outlive a crash of the server, unless the acquire says.",
+							 "A durable lease is on disk, and on the synchronous standbys, before its token is returned.",
+							 &dl_durable, true,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomEnumVariable("distlock.failover_grace",
+							 "Sets how long nothing is granted after a standby was promoted or a backup restored.",
+							 "\"replayed\": for the longest time to live that was replayed here; "
+							 "\"strict\": for distlock.max_ttl, and leases from before cannot be used; "
+							 "\"off\": no longer than after any other start.",
+							 &dl_failover_grace, DL_GRACE_REPLAYED, failover_grace_options,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomBoolVariable("distlock.log_expirations",
 							 "Logs each lease that expires without having been released.",
 							 NULL,

@@ -12,6 +12,7 @@ extern int	dl_max_leases;		/* leases held and waited for */
 extern int	dl_default_ttl;		/* milliseconds */
 extern int	dl_max_ttl;			/* seconds */
 extern bool dl_durable;
+extern int	dl_failover_grace;	/* DlFailoverGrace */
 extern bool dl_log_expirations;
 extern bool dl_terminate_stale;
 

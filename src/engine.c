@@ -12,6 +12,9 @@
  *		   ^           |          '-----------^-------^-------^
  *		   '-- lapsed <'
  *
+ * A lease that has to be stored, or whose lock has a predecessor's image on
+ * disk still, stays granted until its session has seen to that.
+ *
  * A lease that ends while commits it guards are in flight keeps its place as
  * pinned until the last of them is done.
  *
@@ -22,6 +25,8 @@
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
+
+#include "port/pg_bitutils.h"
 
 #include "engine.h"
 
@@ -54,6 +59,16 @@ guard_count(int max_leases, int nbackends)
 	return Max(max_leases, nbackends);
 }
 
+/*
+ * Each lease has at most one image, and what is stale is used up before the
+ * lease table grows: as many again do for what other databases leave behind.
+ */
+static int
+image_count(int max_leases)
+{
+	return 2 * max_leases;
+}
+
 /* Bytes of shared memory for that many leases.  Needs no lock. */
 Size
 dl_engine_size(int max_leases, int nbackends)
@@ -62,10 +77,11 @@ dl_engine_size(int max_leases, int nbackends)
 
 	return MAXALIGN(sizeof(DlEngine)) +
 		(Size) nbackends * DL_NPARTITIONS * sizeof(dlist_head) +
-		2 * buckets * sizeof(dlist_head) + PG_CACHE_LINE_SIZE +
+		3 * buckets * sizeof(dlist_head) + PG_CACHE_LINE_SIZE +
 		(Size) max_leases * CACHELINEALIGN(sizeof(DlLease)) +
 		(Size) lock_count(max_leases) * CACHELINEALIGN(sizeof(DlLock)) +
-		(Size) guard_count(max_leases, nbackends) * MAXALIGN(sizeof(DlGuard));
+		(Size) guard_count(max_leases, nbackends) * MAXALIGN(sizeof(DlGuard)) +
+		(Size) image_count(max_leases) * MAXALIGN(sizeof(DlImage));
 }
 
 static dlist_head *
@@ -115,7 +131,9 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends, bool barriers)
 
 		part->locks = carve_lists(&memory, engine->nbuckets);
 		part->tokens = carve_lists(&memory, engine->nbuckets);
+		part->images = carve_lists(&memory, engine->nbuckets);
 		dlist_init(&part->over);
+		dlist_init(&part->stale);
 		for (int kind = 0; kind < DL_NKINDS; kind++)
 			dlist_init(&part->free[kind]);
 		SpinLockInit(&part->mutex);
@@ -127,6 +145,8 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends, bool barriers)
 				  CACHELINEALIGN(sizeof(DlLock)), offsetof(DlLock, bucket_link));
 	carve_records(engine, &memory, DL_GUARD, guard_count(max_leases, nbackends),
 				  MAXALIGN(sizeof(DlGuard)), offsetof(DlGuard, link));
+	carve_records(engine, &memory, DL_IMAGE, image_count(max_leases),
+				  MAXALIGN(sizeof(DlImage)), offsetof(DlImage, link));
 }
 
 /*
@@ -134,8 +154,8 @@ dl_engine_init(DlEngine *engine, int max_leases, int nbackends, bool barriers)
  * that has any.  Null when all were empty when it looked; since it looks at
  * one after the other, that can miss a record freed meanwhile.
  */
-static dlist_node *
-take_free(DlEngine *engine, int partition, DlKind kind)
+dlist_node *
+dl_take_free(DlEngine *engine, int partition, DlKind kind)
 {
 	for (int i = 0; i < DL_NPARTITIONS; i++)
 	{
@@ -152,8 +172,9 @@ take_free(DlEngine *engine, int partition, DlKind kind)
 	return NULL;
 }
 
-static void
-give_free(DlPartition *part, DlKind kind, dlist_node *node)
+/* Put a record on its partition's free list. */
+void
+dl_give_free(DlPartition *part, DlKind kind, dlist_node *node)
 {
 	SpinLockAcquire(&part->mutex);
 	dlist_push_head(&part->free[kind], node);
@@ -200,10 +221,8 @@ dl_engine_find_lock(DlEngine *engine, const DlKey *key)
 
 /* Null when no record was found free. */
 static DlLock *
-create_lock(DlEngine *engine, const DlRequest *request)
+create_lock(DlEngine *engine, const DlKey *key, DlSupply *supply, dlist_node *node)
 {
-	const DlKey *key = &request->key;
-	dlist_node *node = take_free(engine, dl_partition_of(key->hash), DL_LOCK);
 	DlLock	   *lock;
 
 	if (node == NULL)
@@ -214,7 +233,7 @@ create_lock(DlEngine *engine, const DlRequest *request)
 	lock->key.hash = key->hash;
 	lock->key.len = key->len;
 	memcpy(lock->key.name, key->name, key->len + 1);
-	lock->tokens = request->tokens;
+	lock->supply = supply;
 	dlist_init(&lock->leases);
 	dlist_init(&lock->queue);
 	lock->nleases = lock->nwaiting = lock->nover = lock->nreleasing = 0;
@@ -237,7 +256,7 @@ drop_lock_if_unused(DlEngine *engine, DlLock *lock)
 	if (lock->raised)
 		pg_atomic_fetch_add_u64(&engine->barriers_forgotten, 1);
 	dlist_delete(&lock->bucket_link);
-	give_free(part, DL_LOCK, &lock->bucket_link);
+	dl_give_free(part, DL_LOCK, &lock->bucket_link);
 }
 
 static void
@@ -258,18 +277,40 @@ join_backend(DlEngine *engine, uint32 hash, DlLease *lease)
 	lease->in_backend = true;
 }
 
+/* A record that is in use, and linked nowhere yet. */
+static DlLease *
+new_lease(DlPartition *part, DlLock *lock, dlist_node *node)
+{
+	DlLease    *lease = dlist_container(DlLease, lock_link, node);
+
+	part->nleases++;
+	lease->lock = lock;
+	lease->token = 0;
+	lease->renewals = 0;
+	lease->nreleasing = 0;
+	lease->image = NULL;
+	lease->flushed = false;
+	dlist_init(&lease->guards);
+	lease->npins = 0;
+	lease->rank = 0;
+	lease->in_backend = false;
+	lease->passing = false;
+	return lease;
+}
+
 /* The record must be linked nowhere but in its backend's list. */
 static void
 free_lease(DlPartition *part, DlLease *lease)
 {
 	Assert(lease->npins == 0);
+	dl_image_abandon(part, lease, 0);
 	leave_backend(lease);
 	lease->state = DL_FREE;
 	lease->lock = NULL;
 	lease->token = 0;
 	lease->serial++;
 	part->nleases--;
-	give_free(part, DL_LEASE, &lease->lock_link);
+	dl_give_free(part, DL_LEASE, &lease->lock_link);
 }
 
 /* ---- Granting and ending ---- */
@@ -282,17 +323,80 @@ wake(DlEffects *fx, int backend)
 	fx->wakes[fx->nwakes++] = backend;
 }
 
+/* The bucket in which a lease of scope lease with this time to live counts. */
+int
+dl_ttl_bucket(int64 ttl)
+{
+	uint64		x = (uint64) (ttl - 1) >> (DL_TTL_SHORTEST_LOG - 2);
+	int			log;
+
+	if (x < 4)
+		return 0;
+	log = pg_leftmost_one_pos64(x) - 2;
+	return 4 * log + ((x >> log) & 3) + 1;
+}
+
+static inline int
+bucket_of(DlScope scope, int64 ttl)
+{
+	return scope == DL_SCOPE_LEASE ? dl_ttl_bucket(ttl) : -1;
+}
+
 /*
- * Draw a token, 0 if none is left.  A failed draw leaves a gap.  The limit is
- * read first: a reservation that ends in between may have skipped the token.
+ * Count a lease in this bucket, unless it is not open.  Counts first, then
+ * looks, where supply.c closes first, then looks: one of us sees the other.
+ */
+static bool
+count_lease(DlSupply *supply, DlKept kept, int bucket, DlEffects *fx)
+{
+	if (bucket < 0)
+		return true;
+	pg_atomic_fetch_add_u32(&supply->live[kept][bucket], 1);
+	if (bucket < pg_atomic_read_u32(&supply->nbuckets[kept]))
+		return true;
+	pg_atomic_fetch_sub_u32(&supply->live[kept][bucket], 1);
+	fx->wanted[kept] = Max(fx->wanted[kept], bucket + 1);
+	return false;
+}
+
+static void
+uncount_lease(DlSupply *supply, DlKept kept, int bucket)
+{
+	if (bucket >= 0)
+		pg_atomic_fetch_sub_u32(&supply->live[kept][bucket], 1);
+}
+
+/*
+ * Count a lease and draw its token, 0 if none is left or its bucket is not
+ * open.  A failed draw leaves a gap.  The limit is read first: a reservation
+ * that ends in between may have skipped the token.
  */
 static int64
-draw_token(DlTokens *tokens)
+draw_token(DlSupply *supply, DlKept kept, int bucket, DlEffects *fx)
 {
-	uint64		limit = pg_atomic_read_u64(&tokens->limit);
-	uint64		token = pg_atomic_fetch_add_u64(&tokens->next, 1);
+	uint64		limit;
+	uint64		token;
 
-	return token <= limit ? (int64) token : 0;
+	if (!count_lease(supply, kept, bucket, fx))
+		return 0;
+	limit = pg_atomic_read_u64(&supply->limit);
+	token = pg_atomic_fetch_add_u64(&supply->next, 1);
+	if (token <= limit)
+		return (int64) token;
+	uncount_lease(supply, kept, bucket);
+	return 0;
+}
+
+static inline bool
+is_open(DlSupply *supply, int64 now)
+{
+	return (int64) pg_atomic_read_u64(&supply->opens_at) <= now;
+}
+
+static inline DlKept
+kept_as(bool durable)
+{
+	return durable ? DL_DURABLE : DL_VOLATILE;
 }
 
 static inline int64
@@ -301,17 +405,49 @@ deadline_after(int64 now, int64 ttl)
 	return ttl == 0 ? DL_FOREVER : now + ttl;
 }
 
-/* Give the lock to a request that is in no list of it. */
+/* The heap needs to know of an earlier deadline, and finds out about a later. */
 static void
-grant(DlPartition *part, DlLock *lock, DlLease *lease, int64 token, int64 now)
+set_deadline(DlPartition *part, DlLease *lease, int64 deadline)
 {
+	lease->deadline = deadline;
+	if (lease->rank > 0 && deadline < lease->key)
+		dl_deadline_remove(part, lease);
+	if (lease->rank == 0 && deadline < DL_FOREVER)
+		dl_deadline_insert(part, lease);
+}
+
+/*
+ * Give the lock to a request that is in no list of it.  Writing an image takes
+ * longer than some leases are to live, once their holders have been told.
+ */
+static void
+grant(DlEngine *engine, DlLock *lock, DlLease *lease, int64 token, int64 now)
+{
+	DlPartition *part = partition_of(engine, lock->key.hash);
+
 	lease->state = DL_GRANTED;
 	lease->token = token;
-	lease->deadline = deadline_after(now, lease->ttl);
 	dlist_push_tail(&lock->leases, &lease->lock_link);
 	lock->nleases++;
-	if (lease->ttl > 0)
-		dl_deadline_insert(part, lease);
+	set_deadline(part, lease,
+				 deadline_after(now, lease->image == NULL ? lease->ttl :
+								Max(lease->ttl, DL_FALLBACK_USECS)));
+	if (lease->image != NULL)
+		dl_image_link(engine, part, lease);
+}
+
+/*
+ * Granted: is there nothing on disk any more that would keep others from the
+ * lock, or this one's own image yet to be written?
+ */
+static inline bool
+may_tell(DlEngine *engine, DlPartition *part, const DlLease *lease)
+{
+	DlImage    *leftover;
+
+	return (lease->image == NULL || lease->flushed) &&
+		(part->nimages == 0 ||
+		 dl_engine_leftovers(engine, &lease->lock->key, &leftover, 1) == 0);
 }
 
 /* Put a granted lease in force.  Its deadline starts anew. */
@@ -322,7 +458,7 @@ tell(DlEngine *engine, DlLease *lease, int64 now, TimestampTz wall, DlEffects *f
 
 	Assert(lease->state == DL_GRANTED);
 	lease->state = DL_LIVE;
-	lease->deadline = deadline_after(now, lease->ttl);
+	set_deadline(partition_of(engine, hash), lease, deadline_after(now, lease->ttl));
 	lease->told_at = now;
 	lease->granted_at = wall;
 	dlist_push_head(token_bucket(engine, hash, lease->token), &lease->token_link);
@@ -340,12 +476,15 @@ tell(DlEngine *engine, DlLease *lease, int64 now, TimestampTz wall, DlEffects *f
  * of those that are over.
  */
 static void
-vacate(DlPartition *part, DlLease *lease, DlEffects *fx)
+vacate(DlPartition *part, DlLease *lease, int64 now, DlEffects *fx)
 {
 	DlLock	   *lock = lease->lock;
 
 	dlist_delete(&lease->lock_link);
 	lock->nleases--;
+	if (lease->cause == DL_REMOVED)
+		dl_image_drop(part, lease);
+	dl_image_abandon(part, lease, now);
 	if (lease->cause == DL_EXPIRED || lease->cause == DL_FORCED ||
 		!dlist_is_empty(&lease->guards))
 	{
@@ -364,7 +503,8 @@ vacate(DlPartition *part, DlLease *lease, DlEffects *fx)
  * stays with it, unless that session itself gives it up (DL_UNDONE).
  */
 static void
-end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
+end_lease(DlLease *lease, DlPartition *part, DlCause cause, int64 now,
+		  DlEffects *fx)
 {
 	DlLock	   *lock = lease->lock;
 	DlCounters *counters = &part->counters;
@@ -377,11 +517,15 @@ end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
 		dl_deadline_remove(part, lease);
 	if (told)
 		dlist_delete(&lease->token_link);
+	uncount_lease(lock->supply, kept_as(lease->durable), lease->bucket);
 
 	if (!told && cause != DL_UNDONE)
 	{
 		dlist_delete(&lease->lock_link);
 		lock->nleases--;
+		if (cause == DL_REMOVED)
+			dl_image_drop(part, lease);
+		dl_image_abandon(part, lease, now);
 		lease->state = cause == DL_REMOVED ? DL_DROPPED : DL_LAPSED;
 		lease->lock = NULL;
 		counters->lapsed++;
@@ -414,7 +558,7 @@ end_lease(DlLease *lease, DlPartition *part, DlCause cause, DlEffects *fx)
 		lease->deadline = DL_FOREVER;
 	}
 	else
-		vacate(part, lease, fx);
+		vacate(part, lease, now, fx);
 }
 
 /* Has a request of this mode to wait?  Ends the expired leases in its way. */
@@ -427,7 +571,7 @@ is_blocked(DlPartition *part, DlLock *lock, DlMode mode, int64 now, DlEffects *f
 	{
 		if (conflict->deadline > now)
 			return true;
-		end_lease(conflict, part, DL_EXPIRED, fx);
+		end_lease(conflict, part, DL_EXPIRED, now, fx);
 	}
 	return false;
 }
@@ -435,9 +579,10 @@ is_blocked(DlPartition *part, DlLock *lock, DlMode mode, int64 now, DlEffects *f
 /*
  * When a waiter must look by itself, if nobody wakes it before.
  *
- * The head looks at the deadline of the lease in its way; if nothing is in
- * its way, a token is missing or it is barred, and it looks at once.  While it
- * passes the barrier it sleeps elsewhere, for as long as that takes.
+ * The head looks at the deadline of the lease in its way, or when grants
+ * begin; if nothing is in its way, a token is missing or it is barred, and it
+ * looks at once.  While it passes the barrier it sleeps elsewhere, for as long
+ * as that takes.
  *
  * Any other waiter looks a while after the one ahead of it should have: that
  * is only to make up for a session that has stopped.  It looks earlier if the
@@ -453,10 +598,11 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 
 	if (dlist_head_node(&lock->queue) == &lease->lock_link)
 	{
+		if (lease->passing)
+			return DL_FOREVER;
 		other = dl_engine_conflict(lock, lease->mode);
-		if (other == NULL)
-			return lease->passing ? DL_FOREVER : now;
-		return other->deadline;
+		return Max(other == NULL ? now : other->deadline,
+				   (int64) pg_atomic_read_u64(&lock->supply->opens_at));
 	}
 	other = dlist_container(DlLease, lock_link,
 							dlist_prev_node(&lock->queue, &lease->lock_link));
@@ -507,8 +653,10 @@ settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 		int64		token;
 
 		if (is_blocked(part, lock, head->mode, now, fx) ||
+			!is_open(lock->supply, now) ||
 			dl_engine_is_barred(lock, head->mode) ||
-			(token = draw_token(lock->tokens)) == 0)
+			(token = draw_token(lock->supply, kept_as(head->durable),
+								head->bucket, fx)) == 0)
 		{
 			check_timers(lock, head, now, fx);
 			return;
@@ -516,7 +664,7 @@ settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 		dlist_delete(&head->lock_link);
 		lock->nwaiting--;
 		part->counters.waited += now - head->since;
-		grant(part, lock, head, token, now);
+		grant(engine, lock, head, token, now);
 		fx->deadline = Min(fx->deadline, head->deadline);
 		wake(fx, head->backend);
 	}
@@ -535,7 +683,8 @@ lower_barrier(DlLock *lock, DlMode mode)
 }
 
 /*
- * Enter a request.  told: *lease is live.  queued: *lease waits, and its
+ * Enter a request.  told: *lease is live.  untold: *lease is granted, and its
+ * session must come to dl_engine_look(), or leave.  queued: *lease waits, and its
  * session must come to dl_engine_look() when woken and at lease->timer, or
  * leave.  Otherwise *lease is not set and nothing is left behind.
  */
@@ -548,18 +697,20 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	DlLock	   *lock = dl_engine_find_lock(engine, &request->key);
 	DlLease    *lease;
 	dlist_node *node;
+	dlist_node *image = NULL;
 	DlVerdict	verdict = DL_TOLD;
-	bool		wait = false;
+	int			bucket = bucket_of(request->scope, request->ttl);
+	bool		wait = !is_open(request->supply, now);
 	int64		token = 0;
 
 	if (lock != NULL)
 	{
-		wait = is_blocked(part, lock, request->mode, now, fx);
+		wait = is_blocked(part, lock, request->mode, now, fx) || wait;
 		if (lock->nwaiting > 0)
 		{
 			/* Those before us come first, whether or not we conflict. */
 			settle(engine, lock, now, fx);
-			wait = lock->nwaiting > 0 ||
+			wait = wait || lock->nwaiting > 0 ||
 				dl_engine_conflict(lock, request->mode) != NULL;
 		}
 	}
@@ -568,13 +719,19 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	if (wait && !request->may_wait)
 	{
 		part->counters.timeouts++;
+		if (lock != NULL)
+			drop_lock_if_unused(engine, lock);
 		return DL_BUSY;
 	}
 
-	node = take_free(engine, dl_partition_of(hash), DL_LEASE);
-	if (node == NULL)
+	node = dl_take_free(engine, dl_partition_of(hash), DL_LEASE);
+	if (request->durable)
+		image = dl_take_free(engine, dl_partition_of(hash), DL_IMAGE);
+	if (node == NULL || (request->durable && image == NULL))
 		verdict = DL_FULL;
-	else if (lock == NULL && (lock = create_lock(engine, request)) == NULL)
+	else if (lock == NULL &&
+			 (lock = create_lock(engine, &request->key, request->supply,
+								 dl_take_free(engine, dl_partition_of(hash), DL_LOCK))) == NULL)
 		verdict = DL_FULL;
 	else if (!wait && dl_engine_is_barred(lock, request->mode))
 	{
@@ -586,31 +743,27 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 			verdict = DL_BARRED;
 	}
 	if (verdict == DL_TOLD && !wait &&
-		(token = draw_token(request->tokens)) == 0)
+		(token = draw_token(request->supply, kept_as(request->durable), bucket, fx)) == 0)
 		verdict = DL_NO_TOKEN;
 	if (verdict != DL_TOLD)
 	{
 		if (node != NULL)
-			give_free(part, DL_LEASE, node);
+			dl_give_free(part, DL_LEASE, node);
+		if (image != NULL)
+			dl_give_free(part, DL_IMAGE, image);
 		if (lock != NULL)
 			drop_lock_if_unused(engine, lock);
 		return verdict;
 	}
 
-	lease = dlist_container(DlLease, lock_link, node);
-	part->nleases++;
-	lease->lock = lock;
+	lease = new_lease(part, lock, node);
 	lease->mode = request->mode;
 	lease->scope = request->scope;
 	lease->ttl = request->ttl;
-	lease->token = 0;
-	lease->renewals = 0;
-	lease->nreleasing = 0;
-	dlist_init(&lease->guards);
-	lease->npins = 0;
-	lease->rank = 0;
-	lease->in_backend = false;
-	lease->passing = false;
+	lease->bucket = bucket;
+	lease->durable = request->durable;
+	if (request->durable)
+		dl_image_attach(lease, image);
 	lease->backend = request->backend;
 	lease->generation = request->generation;
 	lease->pid = request->pid;
@@ -620,9 +773,15 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 
 	if (!wait)
 	{
-		grant(part, lock, lease, token, now);
-		tell(engine, lease, now, wall, fx);
-		return verdict;
+		grant(engine, lock, lease, token, now);
+		if (may_tell(engine, part, lease))
+		{
+			tell(engine, lease, now, wall, fx);
+			return DL_TOLD;
+		}
+		join_backend(engine, hash, lease);
+		fx->deadline = Min(fx->deadline, lease->deadline);
+		return DL_UNTOLD;
 	}
 	lease->state = DL_WAITING;
 	lease->since = now;
@@ -643,6 +802,7 @@ dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
 {
 	DlPartition *part = &engine->partitions[partition];
 	DlLease    *head;
+	int64		before;
 
 	lease->passing = false;
 	if (lease->state == DL_WAITING)
@@ -652,17 +812,23 @@ dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
 	{
 		DlLock	   *lock = lease->lock;
 
-		end_lease(lease, part, DL_EXPIRED, fx);
+		end_lease(lease, part, DL_EXPIRED, now, fx);
 		settle(engine, lock, now, fx);
 	}
 	switch (lease->state)
 	{
 		case DL_GRANTED:
+			if (!may_tell(engine, part, lease))
+				return DL_UNTOLD;
+			before = lease->deadline;
 			tell(engine, lease, now, wall, fx);
+			if (lease->deadline < before)
+				settle(engine, lease->lock, now, fx);
 			return DL_TOLD;
 		case DL_WAITING:
 			head = dlist_head_element(DlLease, lock_link, &lease->lock->queue);
-			if (dl_engine_conflict(lease->lock, head->mode) == NULL)
+			if (is_open(lease->lock->supply, now) &&
+				dl_engine_conflict(lease->lock, head->mode) == NULL)
 			{
 				if (!dl_engine_is_barred(lease->lock, head->mode))
 					return DL_NO_TOKEN;
@@ -751,28 +917,36 @@ dl_engine_find(DlEngine *engine, const DlKey *key, int64 token, int64 now,
 	return NULL;
 }
 
-/* Start a live lease's time anew, with this TTL. */
-void
+/*
+ * Start a live lease's time anew, with this TTL.  Returns false, and does
+ * nothing, when leases with that TTL are not open; see fx->wanted.
+ */
+bool
 dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl, int64 now,
 				DlEffects *fx)
 {
 	DlPartition *part = partition_of(engine, lease->lock->key.hash);
 	int64		before = lease->deadline;
+	int			bucket = lease->bucket < 0 ? -1 : dl_ttl_bucket(ttl);
 
 	Assert(lease->state == DL_LIVE && before > now);
+	if (bucket != lease->bucket)
+	{
+		if (!count_lease(lease->lock->supply, kept_as(lease->durable), bucket, fx))
+			return false;
+		uncount_lease(lease->lock->supply, kept_as(lease->durable), lease->bucket);
+		lease->bucket = bucket;
+	}
 	lease->ttl = ttl;
-	lease->deadline = deadline_after(now, ttl);
+	set_deadline(part, lease, deadline_after(now, ttl));
 	lease->renewals++;
 	part->counters.renewed++;
-	if (lease->rank > 0 && lease->deadline < lease->key)
-		dl_deadline_remove(part, lease);
-	if (lease->rank == 0 && ttl > 0)
-		dl_deadline_insert(part, lease);
 	if (lease->deadline < before)
 	{
 		fx->deadline = Min(fx->deadline, lease->deadline);
 		settle(engine, lease->lock, now, fx);
 	}
+	return true;
 }
 
 /* End a lease that is granted or live, and hand the lock on. */
@@ -782,7 +956,7 @@ dl_engine_end(DlEngine *engine, DlLease *lease, DlCause cause, int64 now,
 {
 	DlLock	   *lock = lease->lock;
 
-	end_lease(lease, partition_of(engine, lock->key.hash), cause, fx);
+	end_lease(lease, partition_of(engine, lock->key.hash), cause, now, fx);
 	settle(engine, lock, now, fx);
 }
 
@@ -796,7 +970,7 @@ DlGuard *
 dl_engine_guard(DlEngine *engine, DlLease *lease, int pid)
 {
 	int			partition = dl_partition_of(lease->lock->key.hash);
-	dlist_node *node = take_free(engine, partition, DL_GUARD);
+	dlist_node *node = dl_take_free(engine, partition, DL_GUARD);
 	DlGuard    *guard;
 
 	Assert(lease->state == DL_LIVE);
@@ -877,12 +1051,12 @@ dl_engine_unguard(DlEngine *engine, int partition, DlGuard *guard, int64 now,
 		{
 			DlLock	   *lock = lease->lock;
 
-			vacate(part, lease, fx);
+			vacate(part, lease, now, fx);
 			settle(engine, lock, now, fx);
 		}
 	}
 	guard->lease = NULL;
-	give_free(part, DL_GUARD, &guard->link);
+	dl_give_free(part, DL_GUARD, &guard->link);
 }
 
 /* ---- Ended leases ---- */
@@ -1013,6 +1187,7 @@ dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
 {
 	DlPartition *part = &engine->partitions[partition];
 
+	dl_image_remove(engine, part, database, extension);
 	for (uint32 i = 0; i < engine->nbuckets; i++)
 	{
 		dlist_mutable_iter iter;
@@ -1032,6 +1207,7 @@ dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
 
 				lock->nwaiting--;
 				part->counters.waited += now - lease->since;
+				dl_image_abandon(part, lease, now);
 				lease->state = DL_DROPPED;
 				lease->lock = NULL;
 				wake(fx, lease->backend);
@@ -1040,10 +1216,110 @@ dl_engine_remove(DlEngine *engine, int partition, Oid database, Oid extension,
 			{
 				DlLease    *lease = dlist_container(DlLease, lock_link, other.cur);
 
-				if (lease->state != DL_PINNED)
-					end_lease(lease, part, DL_REMOVED, fx);
+				if (lease->state == DL_PINNED)
+					dl_image_drop(part, lease);
+				else
+					end_lease(lease, part, DL_REMOVED, now, fx);
 			}
 			drop_lock_if_unused(engine, lock);
 		}
 	}
+}
+
+/* ---- Recovery ---- */
+
+/*
+ * Put aside records for n leases to be recovered.  Returns false, and leaves
+ * nothing behind, if there are not so many.  Needs no partition locked.
+ */
+bool
+dl_engine_reserve(DlEngine *engine, int n, DlReserve *reserve)
+{
+	static const DlKind kinds[] = {DL_LEASE, DL_LOCK, DL_IMAGE};
+
+	for (int kind = 0; kind < DL_NKINDS; kind++)
+		dlist_init(&reserve->free[kind]);
+	for (int i = 0; i < n; i++)
+	{
+		for (int k = 0; k < lengthof(kinds); k++)
+		{
+			dlist_node *node = dl_take_free(engine, i % DL_NPARTITIONS, kinds[k]);
+
+			if (node == NULL)
+			{
+				dl_engine_unreserve(engine, reserve);
+				return false;
+			}
+			dlist_push_head(&reserve->free[kinds[k]], node);
+		}
+	}
+	return true;
+}
+
+/* Give back what is left.  Needs no partition locked. */
+void
+dl_engine_unreserve(DlEngine *engine, DlReserve *reserve)
+{
+	for (int kind = 0; kind < DL_NKINDS; kind++)
+		for (int p = 0; !dlist_is_empty(&reserve->free[kind]); p = (p + 1) % DL_NPARTITIONS)
+			dl_give_free(&engine->partitions[p], kind,
+						 dlist_pop_head_node(&reserve->free[kind]));
+}
+
+/*
+ * Bring back a lease, unless one with a greater token is in its way: then its
+ * image is stale.  Call this in the descending order of tokens, before anybody
+ * else may come.
+ */
+void
+dl_engine_recover(DlEngine *engine, DlReserve *reserve,
+				  const DlRecovered *recovered, int64 now, DlEffects *fx)
+{
+	const DlKey *key = &recovered->key;
+	DlPartition *part = partition_of(engine, key->hash);
+	DlLock	   *lock = dl_engine_find_lock(engine, key);
+	DlLease    *lease;
+
+	if (lock != NULL && dl_engine_conflict(lock, recovered->mode) != NULL)
+	{
+		dl_image_add_stale(engine, part, recovered,
+						   dlist_pop_head_node(&reserve->free[DL_IMAGE]), now);
+		return;
+	}
+	if (lock == NULL)
+		lock = create_lock(engine, key, recovered->supply,
+						   dlist_pop_head_node(&reserve->free[DL_LOCK]));
+	lease = new_lease(part, lock, dlist_pop_head_node(&reserve->free[DL_LEASE]));
+	lease->mode = recovered->mode;
+	lease->scope = DL_SCOPE_LEASE;
+	lease->ttl = recovered->ttl;
+	lease->bucket = dl_ttl_bucket(recovered->ttl);
+	lease->durable = true;
+	dl_image_attach(lease, dlist_pop_head_node(&reserve->free[DL_IMAGE]));
+	lease->backend = 0;
+	lease->generation = DL_NO_SESSION;
+	lease->pid = 0;
+	lease->owner = recovered->owner;
+	strcpy(lease->holder, recovered->holder);
+	pg_atomic_fetch_add_u32(&lock->supply->live[DL_DURABLE][lease->bucket], 1);
+
+	grant(engine, lock, lease, recovered->token, now);
+	lease->image->state = DL_IMAGE_KEPT;
+	lease->image->place = recovered->place;
+	lease->flushed = true;
+	lease->state = DL_LIVE;
+	/*
+	 * Nothing its predecessors wrote is missed by a snapshot of this server, but
+	 * by one from before its promotion.
+	 */
+	lease->told_at = recovered->deadline - recovered->ttl;
+	lease->completed = 0;
+	lease->granted_at = recovered->granted_at;
+	set_deadline(part, lease, recovered->deadline);
+	fx->deadline = Min(fx->deadline, lease->deadline);
+	/* A lease that may not be used yet is in no bucket where it is looked for. */
+	if (recovered->usable)
+		dlist_push_head(token_bucket(engine, key->hash, lease->token), &lease->token_link);
+	else
+		lease->token_link.prev = lease->token_link.next = &lease->token_link;
 }

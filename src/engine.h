@@ -35,6 +35,9 @@
 /* How long after the one ahead of it a waiter looks, should that one not. */
 #define DL_FALLBACK_USECS	INT64CONST(1000000)
 
+/* A generation that no session has. */
+#define DL_NO_SESSION		PG_UINT32_MAX
+
 typedef enum DlMode
 {
 	DL_EXCLUSIVE,
@@ -89,20 +92,85 @@ typedef struct DlKey
 } DlKey;
 
 /*
- * The tokens of one database: the next one, and the last that may be issued.
- * Any backend may draw at any time; only token.c writes otherwise.
+ * Leases that a crash could take from their holders, or that a failover could,
+ * are counted by their time to live, in buckets of a quarter of an octave.
  */
-typedef struct DlTokens
+#define DL_TTL_BUCKETS		120
+#define DL_TTL_SHORTEST_LOG	20	/* all shorter ones share the first bucket */
+
+typedef enum DlKept
 {
-	pg_atomic_uint64 next;
-	pg_atomic_uint64 limit;
-} DlTokens;
+	DL_VOLATILE,				/* not stored: a crash forgets it */
+	DL_DURABLE,
+	DL_NKEPT,
+} DlKept;
+
+/*
+ * What the grants of one database draw on.  Only supply.c and recovery.c
+ * write it, but for the next token and the counts.
+ */
+typedef struct DlSupply
+{
+	pg_atomic_uint64 next;		/* token */
+	pg_atomic_uint64 limit;		/* the last token that may be issued */
+	pg_atomic_uint64 opens_at;	/* nothing is granted before */
+
+	/*
+	 * Leases are granted in this many buckets, the shortest, since those who
+	 * start the server next have been told of no longer ones; and how many
+	 * live in each.  Only leases of scope lease count.
+	 */
+	pg_atomic_uint32 nbuckets[DL_NKEPT];
+	pg_atomic_uint32 live[DL_NKEPT][DL_TTL_BUCKETS];
+} DlSupply;
+
+/*
+ * An image: what is or may be of a lease on disk, or will be.
+ *
+ *		unwritten --> kept --> stale <--> condemned --> free
+ *
+ * An image without a lease has to go from the disk before anybody is told that
+ * he has the lock.  Whoever is going to overwrite it condemns it first, and
+ * lets go of it only when what he wrote is flushed.
+ */
+typedef enum DlImageState
+{
+	DL_IMAGE_FREE,
+	DL_IMAGE_UNWRITTEN,			/* of a request or a grant */
+	DL_IMAGE_KEPT,				/* written, or about to be, for its lease */
+	DL_IMAGE_STALE,
+	DL_IMAGE_CONDEMNED,
+} DlImageState;
+
+/* Where an image is in the lease table; only a hint, see store.c. */
+typedef struct DlPlace
+{
+	Oid			file;			/* of the table when it was there */
+	uint32		block;
+	uint16		offset;
+} DlPlace;
+
+typedef struct DlImage
+{
+	dlist_node	link;			/* in its bucket, if linked, or a free list */
+	dlist_node	stale_link;		/* in its partition's list of stale ones */
+	struct DlLease *lease;		/* null in states free, stale, condemned */
+	int64		token;
+	int64		ttl;			/* what the disk says */
+	int64		stale_since;
+	Oid			database;
+	Oid			extension;
+	uint32		hash;			/* of the lock's key */
+	DlImageState state;
+	bool		linked;
+	DlPlace		place;			/* not set while unwritten */
+} DlImage;
 
 typedef struct DlLock
 {
 	dlist_node	bucket_link;
 	DlKey		key;
-	DlTokens   *tokens;
+	DlSupply   *supply;
 	dlist_head	leases;			/* granted, live, pinned; all of one mode */
 	dlist_head	queue;			/* waiting, the head first */
 	int			nleases;
@@ -133,6 +201,9 @@ typedef struct DlLease
 	DlMode		mode;
 	DlScope		scope;
 	uint8		rank;			/* deadline heap; 0 when not in it */
+	int8		bucket;			/* counted there in the supply, or -1 */
+	bool		durable;
+	bool		flushed;		/* granted: its image is, and may be told */
 	bool		in_backend;
 	bool		passing;		/* waiting: off to pass the lock's barrier */
 	uint64		serial;			/* differs for each use of this record */
@@ -141,6 +212,7 @@ typedef struct DlLease
 	struct DlLease *left;
 	struct DlLease *right;
 	struct DlLease *parent;
+	DlImage    *image;			/* if durable */
 	dlist_head	guards;			/* open transactions that rely on it */
 	int			npins;			/* of them, those whose commit is in flight */
 	int64		told_at;		/* same clock as the deadline */
@@ -194,6 +266,7 @@ typedef enum DlKind
 	DL_LEASE,
 	DL_LOCK,
 	DL_GUARD,
+	DL_IMAGE,
 	DL_NKINDS,
 } DlKind;
 
@@ -201,8 +274,12 @@ typedef struct DlPartition
 {
 	dlist_head *locks;			/* nbuckets of them */
 	dlist_head *tokens;			/* likewise, live leases by name and token */
+	dlist_head *images;			/* likewise, by the key of their lock */
 	DlLease    *deadlines;		/* root of the heap */
 	dlist_head	over;			/* ended leases to be logged */
+	dlist_head	stale;			/* images, the oldest first */
+	int			nstale;			/* may be read without the lock */
+	int			nimages;		/* linked in our buckets */
 	int			nleases;		/* records in use, whatever their state */
 	int			npins;			/* sum of our leases' npins */
 	DlCounters	counters;
@@ -239,6 +316,7 @@ typedef struct DlEffects
 	int			wakes[DL_MAX_WAKES];	/* backends to be woken */
 	bool		over;			/* an ended lease waits to be logged */
 	int64		deadline;		/* earliest deadline set, or DL_FOREVER */
+	int			wanted[DL_NKEPT];	/* buckets that a grant was refused for */
 } DlEffects;
 
 #define DL_NO_EFFECTS {.deadline = DL_FOREVER}
@@ -254,10 +332,11 @@ typedef enum DlPass
 typedef struct DlRequest
 {
 	DlKey		key;
-	DlTokens   *tokens;
+	DlSupply   *supply;
 	DlMode		mode;
 	DlScope		scope;
 	int64		ttl;			/* microseconds, 0: none */
+	bool		durable;
 	bool		may_wait;
 	DlPass		pass;
 	int			backend;
@@ -267,13 +346,36 @@ typedef struct DlRequest
 	char		holder[DL_HOLDER_MAX + 1];
 } DlRequest;
 
+/* Records put aside for leases to be recovered. */
+typedef struct DlReserve
+{
+	dlist_head	free[DL_NKINDS];
+} DlReserve;
+
+/* A lease as its image has it. */
+typedef struct DlRecovered
+{
+	DlKey		key;
+	DlSupply   *supply;
+	DlPlace		place;
+	int64		token;
+	int64		ttl;
+	int64		deadline;
+	TimestampTz granted_at;
+	DlMode		mode;
+	Oid			owner;
+	bool		usable;			/* may its token be used */
+	char		holder[DL_HOLDER_MAX + 1];
+} DlRecovered;
+
 typedef enum DlVerdict
 {
 	DL_TOLD,					/* the lease is live */
+	DL_UNTOLD,					/* granted; see to the images, then come back */
 	DL_QUEUED,					/* wait until its timer, or a wake */
 	DL_BUSY,					/* taken, and the request may not wait */
 	DL_FULL,					/* max_leases records are in use */
-	DL_NO_TOKEN,				/* reserve tokens, then ask again */
+	DL_NO_TOKEN,				/* refill the supply, then ask again */
 	DL_BARRED,					/* you are next: pass the barrier, then ask again */
 	DL_AGAIN,					/* the grant lapsed; request anew */
 	DL_GONE,					/* the lock's extension was dropped */
@@ -300,6 +402,14 @@ dl_same_key(const DlKey *a, const DlKey *b)
 		memcmp(a->name, b->name, a->len) == 0;
 }
 
+/* The longest time to live that counts in this bucket. */
+static inline int64
+dl_bucket_ttl(int bucket)
+{
+	return (INT64CONST(4) + bucket % 4) << (DL_TTL_SHORTEST_LOG - 2 + bucket / 4);
+}
+
+extern int	dl_ttl_bucket(int64 ttl);
 extern Size dl_engine_size(int max_leases, int nbackends);
 extern void dl_engine_init(DlEngine *engine, int max_leases, int nbackends,
 						   bool barriers);
@@ -309,12 +419,15 @@ extern DlVerdict dl_engine_request(DlEngine *engine, const DlRequest *request,
 								   DlLease **lease, DlEffects *fx);
 extern DlVerdict dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
 								int64 now, TimestampTz wall, DlEffects *fx);
+extern bool dl_engine_place(DlLease *lease, uint64 serial, DlPlace place,
+							int64 now);
+extern void dl_engine_stored(DlLease *lease, uint64 serial, int64 ttl);
 extern void dl_engine_leave(DlEngine *engine, int partition, DlLease *lease,
 							int64 now, DlEffects *fx);
 extern DlLock *dl_engine_find_lock(DlEngine *engine, const DlKey *key);
 extern DlLease *dl_engine_find(DlEngine *engine, const DlKey *key, int64 token,
 							   int64 now, DlEffects *fx);
-extern void dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl,
+extern bool dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl,
 							int64 now, DlEffects *fx);
 extern void dl_engine_end(DlEngine *engine, DlLease *lease, DlCause cause,
 						  int64 now, DlEffects *fx);
@@ -328,6 +441,21 @@ extern bool dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard,
 extern void dl_engine_unguard(DlEngine *engine, int partition, DlGuard *guard,
 							  int64 now, DlEffects *fx);
 extern void dl_engine_pass(DlLease *lease);
+extern DlImage *dl_engine_find_image(DlEngine *engine, const DlKey *key,
+									 int64 token);
+extern int	dl_engine_leftovers(DlEngine *engine, const DlKey *key,
+								DlImage **images, int most);
+extern DlImage *dl_engine_condemn(DlEngine *engine, int partition,
+								  Oid database, Oid extension,
+								  const DlKey *key);
+extern void dl_engine_spare(DlEngine *engine, int partition, DlImage *image);
+extern void dl_engine_forget(DlEngine *engine, int partition, DlImage *image,
+							 bool condemned);
+extern bool dl_engine_reserve(DlEngine *engine, int n, DlReserve *reserve);
+extern void dl_engine_unreserve(DlEngine *engine, DlReserve *reserve);
+extern void dl_engine_recover(DlEngine *engine, DlReserve *reserve,
+							  const DlRecovered *recovered, int64 now,
+							  DlEffects *fx);
 extern int	dl_engine_sweep(DlEngine *engine, int partition, int64 now,
 							int most, DlEffects *fx);
 extern int64 dl_engine_next_deadline(DlEngine *engine, int partition);
@@ -386,6 +514,21 @@ dl_engine_is_barred(const DlLock *lock, DlMode mode)
 	return lock->barrier == DL_BARS_ALL ||
 		(lock->barrier == DL_BARS_EXCLUSIVE && mode == DL_EXCLUSIVE);
 }
+
+/* engine.c, for image.c: records free for use */
+extern dlist_node *dl_take_free(DlEngine *engine, int partition, DlKind kind);
+extern void dl_give_free(DlPartition *part, DlKind kind, dlist_node *node);
+
+/* image.c, for engine.c: what becomes of the image of a lease */
+extern void dl_image_attach(DlLease *lease, dlist_node *node);
+extern void dl_image_link(DlEngine *engine, DlPartition *part, DlLease *lease);
+extern void dl_image_abandon(DlPartition *part, DlLease *lease, int64 now);
+extern void dl_image_drop(DlPartition *part, DlLease *lease);
+extern void dl_image_add_stale(DlEngine *engine, DlPartition *part,
+							   const DlRecovered *recovered, dlist_node *node,
+							   int64 now);
+extern void dl_image_remove(DlEngine *engine, DlPartition *part, Oid database,
+							Oid extension);
 
 /* deadline.c: a partition's heap of deadlines */
 extern void dl_deadline_insert(DlPartition *part, DlLease *lease);

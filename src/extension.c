@@ -36,9 +36,8 @@ forget(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 static Oid
-member_relation(const char *name, Oid function)
+member_relation(const char *name, Oid schema)
 {
-	Oid			schema = get_func_namespace(function);
 	Oid			relation = get_relname_relid(name, schema);
 
 	if (!OidIsValid(relation))
@@ -58,6 +57,7 @@ dl_extension_of(Oid function)
 {
 	static bool registered = false;
 	CacheEntry	entry;
+	Oid			schema;
 
 	for (int i = 0; i < ncached; i++)
 		if (cache[i].function == function)
@@ -75,8 +75,10 @@ dl_extension_of(Oid function)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("function with OID %u does not belong to extension distlock", function),
 				 errhint("Use the functions that CREATE EXTENSION distlock has created.")));
-	entry.extension.sequence = member_relation("distlock_token_seq", function);
-	entry.extension.control = member_relation("distlock_control", function);
+	schema = get_func_namespace(function);
+	entry.extension.sequence = member_relation("distlock_token_seq", schema);
+	entry.extension.control = member_relation("distlock_control", schema);
+	entry.extension.lease_table = member_relation("distlock_lease_table", schema);
 
 	if (ncached == lengthof(cache))
 		ncached = 0;

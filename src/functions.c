@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "database.h"
 #include "distlock.h"
 #include "extension.h"
 #include "fence.h"
@@ -30,6 +31,7 @@ PG_FUNCTION_INFO_V1(distlock_release);
 PG_FUNCTION_INFO_V1(distlock_check);
 PG_FUNCTION_INFO_V1(distlock_guard);
 PG_FUNCTION_INFO_V1(distlock_force_release);
+PG_FUNCTION_INFO_V1(distlock_discard_damaged);
 PG_FUNCTION_INFO_V1(distlock_refuse_change);
 
 /* Throws 55000 unless the server has preloaded us. */
@@ -57,19 +59,24 @@ dl_require_trigger(FunctionCallInfo fcinfo, const char *function)
 static DlExtension
 begin_call(FunctionCallInfo fcinfo, const char *function)
 {
+	DlExtension extension;
+
 	dl_require_library();
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfParallelMode(function);
-	return dl_extension_of(fcinfo->flinfo->fn_oid);
+	extension = dl_extension_of(fcinfo->flinfo->fn_oid);
+	(void) dl_database_attach(&extension);
+	return extension;
 }
 
 /* And every function on the lock of its first argument. */
-static void
+static DlExtension
 begin_with_key(FunctionCallInfo fcinfo, const char *function, DlKey *key)
 {
 	DlExtension extension = begin_call(fcinfo, function);
 
 	dl_arg_key(fcinfo, 0, &extension, key);
+	return extension;
 }
 
 static Datum
@@ -79,7 +86,6 @@ acquire(FunctionCallInfo fcinfo, const char *function, bool try)
 	DlRequest	request;
 	int64		wait;
 	int64		token;
-	bool		durable;
 
 	dl_arg_key(fcinfo, 0, &extension, &request.key);
 	wait = dl_arg_wait(fcinfo, 2);
@@ -91,20 +97,14 @@ acquire(FunctionCallInfo fcinfo, const char *function, bool try)
 	dl_arg_holder(fcinfo, 5, request.holder);
 
 	if (PG_ARGISNULL(6))
-		durable = dl_durable && request.scope == DL_SCOPE_LEASE;
+		request.durable = dl_durable && request.scope == DL_SCOPE_LEASE;
 	else
-		durable = PG_GETARG_BOOL(6);
-	if (durable && request.scope != DL_SCOPE_LEASE)
+		request.durable = PG_GETARG_BOOL(6);
+	if (request.durable && request.scope != DL_SCOPE_LEASE)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a lease of session or transaction scope cannot be durable"),
 				 errhint("Use scope \"lease\", or leave out durable.")));
-	if (durable)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("durable leases are not supported yet"),
-				 errdetail("Leases of this version do not outlive the server."),
-				 errhint("Leave out durable, or pass false.")));
 
 	token = dl_lease_acquire(&extension, &request, wait, try);
 	if (token == 0)
@@ -128,12 +128,10 @@ Datum
 distlock_renew(PG_FUNCTION_ARGS)
 {
 	DlKey		key;
-	int64		token;
-	int64		remaining;
+	DlExtension extension = begin_with_key(fcinfo, "distlock_renew()", &key);
+	int64		token = dl_arg_token(fcinfo, 1);
+	int64		remaining = dl_lease_renew(&extension, &key, token, dl_arg_ttl(fcinfo, 2, 0));
 
-	begin_with_key(fcinfo, "distlock_renew()", &key);
-	token = dl_arg_token(fcinfo, 1);
-	remaining = dl_lease_renew(&key, token, dl_arg_ttl(fcinfo, 2, 0));
 	if (remaining == DL_FOREVER)
 		PG_RETURN_TIMESTAMPTZ(DT_NOEND);
 	PG_RETURN_TIMESTAMPTZ(GetCurrentTimestamp() + remaining);
@@ -176,10 +174,22 @@ distlock_force_release(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(dl_lease_force_release(&key));
 }
 
+Datum
+distlock_discard_damaged(PG_FUNCTION_ARGS)
+{
+	DlExtension extension;
+
+	dl_require_library();
+	PreventCommandDuringRecovery("distlock_discard_damaged()");
+	PreventCommandIfParallelMode("distlock_discard_damaged()");
+	extension = dl_extension_of(fcinfo->flinfo->fn_oid);
+	PG_RETURN_INT32(dl_database_discard_damaged(&extension));
+}
+
 /*
- * The trigger that keeps SQL away from distlock_control.  A publication FOR
- * ALL TABLES contains our table, whose rows mean nothing to a subscriber:
- * there they are passed over.
+ * The trigger that keeps SQL away from our tables.  A publication FOR ALL
+ * TABLES contains them, but their rows mean nothing to a subscriber: there they
+ * are passed over.
  */
 Datum
 distlock_refuse_change(PG_FUNCTION_ARGS)

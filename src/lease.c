@@ -22,7 +22,8 @@
 #include "lease.h"
 #include "session.h"
 #include "shmem.h"
-#include "token.h"
+#include "store.h"
+#include "supply.h"
 #include "transaction.h"
 
 /* Leases looked at in one go, so that a partition is never locked for long. */
@@ -43,6 +44,7 @@ typedef struct Obstacle
 	int			pid;			/* that holds it, or commits; 0: is gone */
 	bool		ended;			/* it is over, but a commit keeps it pinned */
 	bool		barred;
+	int64		opens_in;		/* microseconds of grace left */
 	int			nleases;
 	int			nwaiting;
 	char		holder[DL_HOLDER_MAX + 1];
@@ -62,6 +64,7 @@ describe(DlLock *lock, int64 now, Obstacle *obstacle)
 		return;
 	obstacle->barred = dl_engine_is_barred(lock, DL_EXCLUSIVE);
 	obstacle->nwaiting = lock->nwaiting;
+	obstacle->opens_in = (int64) pg_atomic_read_u64(&lock->supply->opens_at) - now;
 	dlist_foreach(iter, &lock->leases)
 	{
 		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
@@ -90,6 +93,9 @@ obstacle_text(const Obstacle *obstacle)
 	initStringInfo(&buf);
 	if (obstacle->nleases == 0 && obstacle->barred)
 		appendStringInfoString(&buf, "A prepared transaction that an earlier lease of the lock guards may be neither committed nor rolled back.");
+	else if (obstacle->nleases == 0 && obstacle->opens_in > 0)
+		appendStringInfo(&buf, "Nothing is granted for another %lld ms, since leases that the server has lost at its start or promotion may still be held.",
+						 (long long) ((obstacle->opens_in + 999) / 1000));
 	else if (obstacle->nleases == 0)
 		appendStringInfoString(&buf, "Nobody holds the lock now.");
 	else if (obstacle->ended)
@@ -257,6 +263,7 @@ dl_lease_abandon_wait(void)
 	DlEffects	fx = DL_NO_EFFECTS;
 	DlLease    *lease = waiting;
 
+	dl_store_abandon();
 	if (lease == NULL)
 		return;
 	waiting = NULL;
@@ -325,7 +332,7 @@ barrier_holds(const DlKey *key, Obstacle *obstacle)
 }
 
 /*
- * Acquire a lease.  The request comes filled in but for its tokens and the
+ * Acquire a lease.  The request comes filled in but for its supply and the
  * session.  "wait" is the longest wait in microseconds, negative for no limit.
  *
  * Returns the token, with the catalog caches as fresh as the grant; 0 when the
@@ -343,12 +350,16 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	int64		lock_timeout_end = DL_FOREVER;
 	bool		swept = false;
 	bool		passing = false;	/* we keep the barrier from coming back */
+	bool		stored = false;		/* so is the image of the grant */
+	uint64		serial = 0;
 
 	dl_lease_abandon_wait();	/* an error caught without a savepoint */
 	request->backend = dl_my_backend();
 	request->generation = dl_session_start();
 	request->pid = MyProcPid;
-	request->tokens = dl_token_supply(extension);
+	request->supply = dl_supply_for(extension, request->durable ? DL_DURABLE : DL_VOLATILE,
+									request->scope == DL_SCOPE_LEASE ?
+									dl_ttl_bucket(request->ttl) + 1 : 0);
 	dl_txn_reserve(1);
 
 	if (wait > 0 && pg_add_s64_overflow(dl_now(), wait, &wait_end))
@@ -383,6 +394,8 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 		{
 			if (passing)
 				dl_engine_pass(lease);
+			if (stored)
+				dl_engine_stored(lease, serial, request->ttl);
 			verdict = dl_engine_look(engine, partition, lease, now,
 									 GetCurrentTimestamp(), &fx);
 		}
@@ -395,6 +408,11 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 				dl_txn_acquired(lease);
 				token = lease->token;
 				waiting = NULL;
+				break;
+			case DL_UNTOLD:
+				waiting = lease;
+				waiting_partition = partition;
+				serial = lease->serial;
 				break;
 			case DL_QUEUED:
 				waiting = lease;
@@ -411,10 +429,12 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 			case DL_BUSY:
 				over = true;
 				describe(dl_engine_find_lock(engine, &request->key), now, &obstacle);
+				obstacle.opens_in = (int64) pg_atomic_read_u64(&request->supply->opens_at) - now;
 				break;
 			case DL_AGAIN:
 				/* We came too late; join the queue again, if there is time. */
-				request->may_wait = now < wait_end && now < lock_timeout_end;
+				request->may_wait = wait != 0 && now < wait_end && now < lock_timeout_end;
+				stored = false;
 				/* fall through */
 			case DL_GONE:
 				waiting = NULL;
@@ -459,11 +479,18 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 		}
 		switch (verdict)
 		{
+			case DL_UNTOLD:
+				if (request->durable && !stored)
+					stored = dl_store_write(extension, &request->key, lease,
+											serial, request->ttl);
+				if (stored || !request->durable)
+					dl_store_clear_leftovers(extension, &request->key);
+				break;
 			case DL_QUEUED:
 				sleep_until(Min(timer, Min(wait_end, lock_timeout_end)));
 				break;
 			case DL_NO_TOKEN:
-				dl_token_reserve(extension);
+				dl_supply_refill(extension, fx.wanted);
 				break;
 			case DL_BARRED:
 				/* Whoever waits for the tag does so as the head of the queue. */
@@ -494,6 +521,8 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 							 errdetail("%d leases are held or waited for.", dl_max_leases),
 							 errhint("Increase \"distlock.max_leases\" and restart the server, or release leases.")));
 				dl_lease_sweep();
+				if (request->durable)
+					dl_store_clear_stale(extension);
 				swept = true;
 				break;
 			default:
@@ -579,28 +608,48 @@ dl_lease_report_lost(const DlKey *key, int64 token, int64 now, DlEffects *fx,
  * lease any more, 42501 when it is somebody else's.
  */
 int64
-dl_lease_renew(const DlKey *key, int64 token, int64 ttl)
+dl_lease_renew(const DlExtension *extension, const DlKey *key, int64 token,
+			   int64 ttl)
 {
-	DlEffects	fx = DL_NO_EFFECTS;
 	int			partition = dl_partition_of(key->hash);
-	int64		now;
-	int64		remaining;
-	DlLease    *lease;
-	bool		releasing;
+	bool		stored = false;
+	uint64		serial = 0;
 
-	lease = dl_lease_lock(key, token, &now, &fx);
-	releasing = lease != NULL && dl_txn_releases(lease);
-	if (lease != NULL && !releasing)
+	for (;;)
 	{
-		dl_engine_renew(dl_shared->engine, lease, ttl == 0 ? lease->ttl : ttl, now, &fx);
+		DlEffects	fx = DL_NO_EFFECTS;
+		int64		now;
+		DlLease    *lease = dl_lease_lock(key, token, &now, &fx);
+		bool		releasing = lease != NULL && dl_txn_releases(lease);
+		int64		remaining;
+
+		if (lease == NULL || releasing)
+		{
+			dl_shared->engine->partitions[partition].counters.lost++;
+			dl_lease_report_lost(key, token, now, &fx,
+								 releasing ? DL_LOST_BY_RELEASE : DL_LOST);
+		}
+		if (stored)
+			dl_engine_stored(lease, serial, ttl);
+		if (lease->image != NULL && lease->image->ttl < ttl)
+		{
+			/* The disk must not say less than the holder is told. */
+			serial = lease->serial;
+			dl_lease_unlock(partition, &fx);
+			(void) dl_supply_for(extension, DL_DURABLE, dl_ttl_bucket(ttl) + 1);
+			stored = dl_store_write(extension, key, lease, serial, ttl);
+			continue;
+		}
+		if (!dl_engine_renew(dl_shared->engine, lease, ttl == 0 ? lease->ttl : ttl, now, &fx))
+		{
+			dl_lease_unlock(partition, &fx);
+			dl_supply_refill(extension, fx.wanted);
+			continue;
+		}
 		remaining = lease->deadline == DL_FOREVER ? DL_FOREVER : lease->ttl;
 		dl_lease_unlock(partition, &fx);
 		return remaining;
 	}
-
-	dl_shared->engine->partitions[partition].counters.lost++;
-	dl_lease_report_lost(key, token, now, &fx,
-						 releasing ? DL_LOST_BY_RELEASE : DL_LOST);
 }
 
 /*

@@ -24,7 +24,8 @@ typedef enum DlLoss
 
 extern int64 dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 							  int64 wait, bool try);
-extern int64 dl_lease_renew(const DlKey *key, int64 token, int64 ttl);
+extern int64 dl_lease_renew(const DlExtension *extension, const DlKey *key,
+							int64 token, int64 ttl);
 extern bool dl_lease_release(const DlKey *key, int64 token);
 extern bool dl_lease_check(const DlKey *key, int64 token);
 extern int	dl_lease_force_release(const DlKey *key);

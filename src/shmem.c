@@ -48,6 +48,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(shared_size());
 	RequestNamedLWLockTranche("distlock", DL_NPARTITIONS);
 	RequestNamedLWLockTranche("distlock_token", 1);
+	RequestNamedLWLockTranche("distlock_flush", 1);
 }
 
 /* Runs at every start, also after the crash of a backend. */
@@ -68,7 +69,11 @@ shmem_startup(void)
 		memset(dl_shared, 0, sizeof(DlShared));
 		dl_shared->partition_locks = GetNamedLWLockTranche("distlock");
 		dl_shared->token_lock = &GetNamedLWLockTranche("distlock_token")->lock;
+		dl_shared->flush_lock = &GetNamedLWLockTranche("distlock_flush")->lock;
+		pg_atomic_init_u32(&dl_shared->flush_first, PG_UINT32_MAX);
 		pg_atomic_init_u32(&dl_shared->worker_asleep, 0);
+		pg_atomic_init_u64(&dl_shared->accepting_since, 0);
+		dl_shared->max_ttl = dl_max_ttl;
 		memory += MAXALIGN(sizeof(DlShared));
 
 		dl_shared->ndatabases = database_count();
@@ -77,9 +82,17 @@ shmem_startup(void)
 		{
 			DlDatabase *database = &dl_shared->databases[i];
 
-			database->database = database->extension = InvalidOid;
-			pg_atomic_init_u64(&database->tokens.next, 1);
-			pg_atomic_init_u64(&database->tokens.limit, 0);
+			memset(database, 0, sizeof(DlDatabase));
+			pg_atomic_init_u64(&database->supply.next, 1);
+			pg_atomic_init_u64(&database->supply.limit, 0);
+			pg_atomic_init_u64(&database->supply.opens_at, 0);
+			for (int kept = 0; kept < DL_NKEPT; kept++)
+			{
+				pg_atomic_init_u32(&database->supply.nbuckets[kept], 0);
+				for (int b = 0; b < DL_TTL_BUCKETS; b++)
+					pg_atomic_init_u32(&database->supply.live[kept][b], 0);
+			}
+			pg_atomic_init_u32(&database->free_block, 0);
 		}
 		memory += MAXALIGN(database_count() * sizeof(DlDatabase));
 
@@ -157,6 +170,21 @@ dl_wake_worker(void)
 	latch = dl_shared->worker_latch;
 	if (latch != NULL)
 		SetLatch(latch);
+}
+
+/*
+ * When the server began to accept connections that may write, after its start
+ * or promotion; or the first time we are asked, if that is all we know.  For
+ * the worker, which starts then, and for whoever comes first.  Cannot throw.
+ */
+int64
+dl_accepting_since(void)
+{
+	uint64		since = 0;
+
+	if (pg_atomic_compare_exchange_u64(&dl_shared->accepting_since, &since, dl_now()))
+		since = pg_atomic_read_u64(&dl_shared->accepting_since);
+	return (int64) since;
 }
 
 /* Is the session that made a request still there?  Needs no lock. */

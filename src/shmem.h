@@ -7,10 +7,11 @@
  * never changes after the start of the server.
  *
  *	engine		each partition under its own LWLock, see engine.h
- *	databases	a slot's database, extension and relations under the token
- *				lock; a slot's tokens are atomics
+ *	databases	under the token lock, but for what is atomic; whoever finds
+ *				his extension there may use the slot
  *	sessions	written by the backend whose slot it is; read by anyone, who
  *				may find a session that has just ended
+ *	flush_*		see flush.c
  *	worker_*	see worker.c
  *
  * Lock order: see README.md.  Nobody holds the token lock and a partition
@@ -27,27 +28,42 @@
 #include "storage/lwlock.h"
 
 #include "engine.h"
+#include "extension.h"
 
 typedef struct DlDatabase
 {
 	Oid			database;		/* InvalidOid: the slot is free */
-	Oid			extension;		/* whose relations hold the token limit */
-	DlTokens	tokens;
+	DlExtension extension;		/* attached: its relations hold our state */
+	bool		grace_noted;	/* in the control row, until it is over */
+	bool		strict;			/* what is recovered may not be used */
+	uint64		row_version;	/* changes with the control row */
+	int64		high_since;		/* it allows for longer leases than any */
+	DlSupply	supply;
+	pg_atomic_uint32 free_block;	/* no vacant slot in the lease table before */
 } DlDatabase;
 
 typedef struct DlSession
 {
 	uint32		generation;		/* changes when a session starts or ends */
+
+	/* see flush.c */
+	uint32		flush_next;
+	volatile bool flushing;
+	uint64		flush_lsn;
 } DlSession;
 
 typedef struct DlShared
 {
 	LWLockPadded *partition_locks;
 	LWLock	   *token_lock;
+	LWLock	   *flush_lock;
+	pg_atomic_uint32 flush_first;	/* backend that came last to flush */
 	DlEngine   *engine;
 	DlSession  *sessions;		/* by backend */
 	DlDatabase *databases;
 	int			ndatabases;
+	pg_atomic_uint64 accepting_since;	/* connections; 0: not known yet */
+	int			max_ttl;		/* distlock.max_ttl as the server has it */
 	pg_atomic_uint32 worker_asleep;
 	Latch	   *worker_latch;	/* null while no worker runs */
 } DlShared;
@@ -59,6 +75,7 @@ extern int64 dl_now(void);
 extern void dl_partition_lock(int partition, LWLockMode mode);
 extern void dl_partition_unlock(int partition, DlEffects *fx);
 extern void dl_wake_worker(void);
+extern int64 dl_accepting_since(void);
 extern bool dl_session_is_live(int backend, uint32 generation);
 
 #endif							/* DISTLOCK_SHMEM_H */

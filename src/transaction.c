@@ -23,10 +23,10 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "database.h"
 #include "fence.h"
 #include "lease.h"
 #include "shmem.h"
-#include "token.h"
 #include "transaction.h"
 
 typedef enum ActionKind
@@ -278,9 +278,10 @@ finish(int nest_level, bool committed)
 		if (action->kind == ACTION_REMOVE)
 		{
 			if (committed)
+			{
 				dl_lease_remove(action->database, action->extension);
-			if (committed && !OidIsValid(action->extension))
-				dl_token_forget(action->database);
+				dl_database_forget(action->database, action->extension);
+			}
 		}
 		else if (action->kind == ACTION_GUARD)
 			dl_fence_pop();

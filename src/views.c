@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -20,6 +21,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "database.h"
 #include "extension.h"
 #include "functions.h"
 #include "shmem.h"
@@ -141,9 +143,14 @@ copy_partition(Copy *copy, int partition, Oid extension)
 static Oid
 begin_view(FunctionCallInfo fcinfo)
 {
+	DlExtension extension;
+
 	dl_require_library();
 	InitMaterializedSRF(fcinfo, 0);
-	return dl_extension_of(fcinfo->flinfo->fn_oid).oid;
+	extension = dl_extension_of(fcinfo->flinfo->fn_oid);
+	if (!RecoveryInProgress())
+		(void) dl_database_attach(&extension);
+	return extension.oid;
 }
 
 static void
@@ -218,7 +225,7 @@ put_lease(FunctionCallInfo fcinfo, const Copy *copy, const Row *row)
 	values[i++] = role_name(lease->owner);
 	nulls[i] = !dl_session_is_live(lease->backend, lease->generation);
 	values[i++] = Int32GetDatum(lease->pid);
-	values[i++] = BoolGetDatum(false);
+	values[i++] = BoolGetDatum(lease->durable);
 	values[i++] = TimestampTzGetDatum(lease->granted_at);
 	nulls[i] = lease->ttl == 0;
 	values[i++] = interval_of(lease->ttl);

@@ -26,7 +26,9 @@
 #include "utils/timestamp.h"
 
 #include "barrier.h"
+#include "chores.h"
 #include "compat.h"
+#include "distlock.h"
 #include "lease.h"
 #include "shmem.h"
 #include "worker.h"
@@ -92,6 +94,7 @@ dl_worker_main(Datum arg)
 
 	on_shmem_exit(worker_exit, (Datum) 0);
 	dl_shared->worker_latch = MyLatch;
+	(void) dl_accepting_since();
 
 	for (;;)
 	{
@@ -107,6 +110,7 @@ dl_worker_main(Datum arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			dl_shared->max_ttl = dl_max_ttl;
 		}
 
 		/*
@@ -116,7 +120,7 @@ dl_worker_main(Datum arg)
 		pg_atomic_write_u32(&dl_shared->worker_asleep, 1);
 		pg_memory_barrier();
 		dl_lease_sweep();
-		next = Min(next_deadline(), settle_barriers());
+		next = Min(next_deadline(), Min(settle_barriers(), dl_chores_start()));
 		if (next < DL_FOREVER)
 		{
 			int64		nap = next - dl_now();

@@ -104,9 +104,12 @@ check_claim(const Claim *claim)
 	verify(CHECK_MODEL, record->mode == claim->mode && record->scope == claim->scope &&
 		   record->ttl == claim->ttl && record->backend == claim->backend &&
 		   record->renewals == claim->renewals &&
-		   record->nreleasing == claim->nreleasing,
+		   record->nreleasing == claim->nreleasing &&
+		   record->durable == claim->durable && record->bucket == claim->bucket,
 		   "record of backend %d differs from the model", claim->backend);
 	verify(CHECK_MODEL, (record->lock != NULL) == linked, "wrong lock link");
+	verify(CHECK_IMAGES, record->image == (claim->image == NULL ? NULL : claim->image->record) &&
+		   record->flushed == claim->flushed, "another image than the model's");
 	if (claim->state == DL_PINNED || claim->state == DL_OVER)
 		verify(CHECK_MODEL, record->cause == claim->cause && record->token == claim->token,
 			   "ended by %d, should be %d", record->cause, claim->cause);
@@ -183,12 +186,114 @@ check_lock(DlLock *lock)
 			   lock->barrier, expected->barrier);
 		verify(CHECK_MODEL, dl_engine_find_lock(engine, &expected->key) == lock,
 			   "lock %.8s is not found", lock->key.name);
-		verify(CHECK_MODEL, lock->tokens == &tokens[expected->database],
-			   "lock %.8s draws from another database's tokens", lock->key.name);
+		verify(CHECK_MODEL, lock->supply == &supplies[expected->database],
+			   "lock %.8s draws from another database's supply", lock->key.name);
 		return 1;
 	}
 	fail(CHECK_RECORDS, "unknown lock %.8s", lock->key.name);
 }
+
+/* ---- Images ---- */
+
+static void
+check_image(const ModelImage *image)
+{
+	const DlImage *record = image->record;
+
+	verify(CHECK_IMAGES, record->state == image->state && record->linked == image->linked &&
+		   record->lease == (image->claim == NULL ? NULL : image->claim->record),
+		   "an image is in state %d, should be %d", record->state, image->state);
+	if (image->linked)
+		verify(CHECK_IMAGES, record->token == image->token && record->ttl == image->ttl &&
+			   record->database == image->lock->key.database &&
+			   record->extension == image->lock->key.extension &&
+			   record->hash == image->lock->key.hash,
+			   "the image of token " INT64_FORMAT " differs from the model", image->token);
+	if (image->state != DL_IMAGE_UNWRITTEN)
+		verify(CHECK_IMAGES, record->place.block == image->place.block &&
+			   record->place.offset == image->place.offset,
+			   "the image of token " INT64_FORMAT " is said to be elsewhere", image->token);
+	if (image->state == DL_IMAGE_STALE || image->state == DL_IMAGE_CONDEMNED)
+		verify(CHECK_IMAGES, record->stale_since == image->stale_since,
+			   "the image of token " INT64_FORMAT " is stale since another time", image->token);
+}
+
+static void
+check_images(int partition)
+{
+	DlPartition *part = &engine->partitions[partition];
+	int			nlinked = 0;
+	int			nmembers = 0;
+	int			nstale = 0;
+	dlist_iter	iter;
+
+	for (int i = 0; i < MAX_IMAGES; i++)
+	{
+		ModelImage *image = &model.images[i];
+
+		if (image->state == DL_IMAGE_FREE || model_partition(image->lock) != partition)
+			continue;
+		check_image(image);
+		nlinked += image->linked;
+	}
+	verify(CHECK_IMAGES, part->nimages == nlinked, "%d images are linked, should be %d",
+		   part->nimages, nlinked);
+	for (uint32 b = 0; nlinked > 0 && b < engine->nbuckets; b++)
+		dlist_foreach(iter, &part->images[b])
+		{
+			DlImage    *record = dlist_container(DlImage, link, iter.cur);
+
+			verify(CHECK_IMAGES, record->linked && dl_partition_of(record->hash) == partition &&
+				   ((record->hash / DL_NPARTITIONS) & (engine->nbuckets - 1)) == b,
+				   "an image is in a bucket where it does not belong");
+			nmembers++;
+		}
+	verify(CHECK_IMAGES, nmembers == nlinked, "%d images in buckets, should be %d",
+		   nmembers, nlinked);
+	dlist_foreach(iter, &part->stale)
+	{
+		verify(CHECK_IMAGES, nstale < model.nstale[partition] &&
+			   dlist_container(DlImage, stale_link, iter.cur) ==
+			   model.stale[partition][nstale]->record,
+			   "stale images are in another order than the model's at %d", nstale);
+		nstale++;
+	}
+	verify(CHECK_IMAGES, nstale == model.nstale[partition] && part->nstale == nstale,
+		   "%d stale images, counted %d, should be %d", nstale, part->nstale,
+		   model.nstale[partition]);
+}
+
+/*
+ * The counts by time to live: of what is granted or live, and of nothing else.
+ */
+static void
+check_buckets(void)
+{
+	int			live[NDATABASES][DL_NKEPT][DL_TTL_BUCKETS] = {0};
+
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		Claim	   *claim = &model.claims[i];
+
+		if ((claim->state != DL_GRANTED && claim->state != DL_LIVE) ||
+			claim->scope != DL_SCOPE_LEASE)
+			continue;
+		verify(CHECK_BUCKETS, claim->bucket >= 0 && claim->bucket < DL_TTL_BUCKETS &&
+			   dl_bucket_ttl(claim->bucket) >= claim->ttl,
+			   "a lease of " INT64_FORMAT " us counts in bucket %d", claim->ttl, claim->bucket);
+		live[claim->lock->database][claim->durable ? DL_DURABLE : DL_VOLATILE][claim->bucket]++;
+	}
+	for (int d = 0; d < NDATABASES; d++)
+		for (int kept = 0; kept < DL_NKEPT; kept++)
+			for (int b = 0; b < DL_TTL_BUCKETS; b++)
+				verify(CHECK_BUCKETS, pg_atomic_read_u32(&supplies[d].live[kept][b]) ==
+					   live[d][kept][b],
+					   "%d leases of database %d count in bucket %d, should be %d",
+					   (int) pg_atomic_read_u32(&supplies[d].live[kept][b]), d, b,
+					   live[d][kept][b]);
+}
+
+/* ---- Partitions ---- */
 
 static void
 check_counters(int partition)
@@ -244,7 +349,7 @@ check_partition(int partition)
 			continue;
 		check_claim(claim);
 		nused++;
-		nlive += claim->state == DL_LIVE;
+		nlive += claim->state == DL_LIVE && claim->usable;
 		npins += model_pins(claim);
 		nheap += claim->record->rank > 0;
 		if (is_held(claim->record))
@@ -273,6 +378,7 @@ check_partition(int partition)
 	verify(CHECK_HEAP, check_heap(part) == nheap, "members of the heap are not in it");
 	verify(CHECK_HEAP, dl_engine_next_deadline(engine, partition) <= earliest,
 		   "a lease expires before the next deadline");
+	check_images(partition);
 	check_counters(partition);
 }
 
@@ -283,6 +389,7 @@ check_all_partitions(void)
 {
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 		check_partition(p);
+	check_buckets();
 
 	/* Every member of a backend's lists knows, and is where it says. */
 	for (int b = 0; b < model.nbackends; b++)
@@ -326,6 +433,7 @@ check_free_records(void)
 	int			nleases = count_free(DL_LEASE);
 	int			nlocks = count_free(DL_LOCK);
 	int			nguards = count_free(DL_GUARD);
+	int			nimages = count_free(DL_IMAGE);
 	int			nlocks_used = 0;
 	int			nguards_used = 0;
 
@@ -354,6 +462,8 @@ check_free_records(void)
 		   "%d lease records free and %d in use of %d", nleases, model_used(), model.max_leases);
 	verify(CHECK_RECORDS, nlocks + nlocks_used == nlock_records,
 		   "%d lock records free and %d in use of %d", nlocks, nlocks_used, nlock_records);
+	verify(CHECK_RECORDS, nimages + model_images_used() == 2 * model.max_leases,
+		   "%d image records free and %d in use", nimages, model_images_used());
 	verify(CHECK_RECORDS, nguards + nguards_used == Max(model.max_leases, model.nbackends),
 		   "%d guard records free and %d in use", nguards, nguards_used);
 	verify(CHECK_BARRIER, pg_atomic_read_u64(&engine->barriers_forgotten) == model.forgotten &&
@@ -361,7 +471,7 @@ check_free_records(void)
 		   "%d barriers forgotten, should be %d",
 		   (int) pg_atomic_read_u64(&engine->barriers_forgotten), (int) model.forgotten);
 	for (int d = 0; d < NDATABASES; d++)
-		verify(CHECK_TOKENS, pg_atomic_read_u64(&tokens[d].next) == model.next_token[d],
+		verify(CHECK_TOKENS, pg_atomic_read_u64(&supplies[d].next) == model.next_token[d],
 			   "the next token of database %d should be " INT64_FORMAT, d, model.next_token[d]);
 }
 
@@ -473,7 +583,7 @@ check_sessions(void)
 	{
 		Session    *session = &sessions[b];
 		DlLease    *lease = session->record;
-		bool		awake = session->woken || session->reserving;
+		bool		awake = session->woken || session->reserving || is_storing(b);
 
 		if (session->claim == NULL)
 			continue;
@@ -496,8 +606,9 @@ check_sessions(void)
 			{
 				Claim	   *conflict = model_conflict(lock, claim->mode);
 
-				latest = conflict != NULL ? conflict->deadline :
-					claim->record->passing ? DL_FOREVER : model.now;
+				latest = claim->record->passing && conflict == NULL ? DL_FOREVER :
+					Max(conflict == NULL ? model.now : conflict->deadline,
+						model.opens_at[lock->database]);
 			}
 			else
 			{
@@ -519,9 +630,10 @@ check_sessions(void)
  * lock stays idle while someone waits who could have it.  Only behind frozen
  * sessions may that last, for one DL_FALLBACK_USECS each.
  *
- * A lock is not idle while a commit in flight keeps the head from it, or the
- * tag of a prepared transaction keeps the head from passing its barrier.  Nobody
- * makes up for a head that has stopped while it waits for that tag.
+ * A lock is not idle during a grace, while a commit in flight keeps the head
+ * from it, or the tag of a prepared transaction keeps the head from passing its
+ * barrier.  Nobody makes up for a head that has stopped while it waits for that
+ * tag.
  */
 void
 check_takeover(void)
@@ -540,6 +652,7 @@ check_takeover(void)
 			if (lock->queue[0]->mode == DL_EXCLUSIVE ||
 				lock->holders[h]->mode == DL_EXCLUSIVE)
 				since = Max(since, lock->holders[h]->deadline);
+		since = Max(since, model.opens_at[lock->database]);
 		if (model_is_barred(lock, lock->queue[0]->mode))
 			since = model_can_pass(lock, lock->queue[0]->mode) ?
 				Max(since, lock->tag_freed_at) : DL_FOREVER;

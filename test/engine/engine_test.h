@@ -19,6 +19,12 @@
 
 #include "engine.h"
 #include "model.h"
+#include "disk.h"
+
+#define MSECS			INT64CONST(1000)
+#define SECS			INT64CONST(1000000)
+
+#define FULL_CHECK		61		/* operations between looks at all partitions */
 
 /* The check groups, each a line of the TAP output. */
 typedef enum Check
@@ -38,11 +44,21 @@ typedef enum Check
 	CHECK_PINNED,
 	CHECK_STALE,
 	CHECK_BARRIER,
+	CHECK_IMAGES,
+	CHECK_BUCKETS,
+	CHECK_DURABLE,
+	CHECK_SUPERSEDED,
+	CHECK_DISK_SIZE,
 	CHECK_FROZEN,
 	CHECK_FROZEN_SHARED,
 	CHECK_HAND_OVER,
 	CHECK_SUCCESSOR,
 	CHECK_FEW_WAKES,
+	CHECK_GRACE,
+	CHECK_RECOVERY,
+	CHECK_NO_IMAGE,
+	CHECK_LATE_WRITER,
+	CHECK_TTLS,
 	CHECK_LARGE_HEAP,
 	CHECK_SWEEP,
 	CHECK_THREADS,
@@ -58,15 +74,62 @@ typedef struct Session
 	int64		sleep_until;	/* the timer it last saw */
 	bool		woken;			/* its latch */
 	bool		just_woken;		/* by the operation under way */
-	bool		reserving;		/* off to reserve tokens; looks afterwards */
+	bool		reserving;		/* off to refill the supply; looks afterwards */
+	int			wanted[DL_NKEPT];	/* with these buckets open */
+	bool		stored;			/* the image of its grant is flushed */
 	bool		passing;		/* off to pass a barrier; looks afterwards */
 	bool		has_tag;		/* has passed, and keeps it from coming back */
 	bool		frozen;			/* reacts to nothing */
 } Session;
 
+/* What kind of run this is. */
+typedef struct Run
+{
+	bool		prompt;			/* sessions come exactly when they should */
+	bool		sweeping;
+	bool		freezing;
+	bool		scarce;			/* tokens run out all the time */
+	bool		guarding;
+	bool		preparing;
+	bool		storing;
+	bool		narrow;			/* buckets are closed all the time */
+} Run;
+
+/* How often what is rare happened, to see that a run is worth its while. */
+typedef struct Events
+{
+	int64		verdicts[2][DL_GONE + 1];	/* of requests, of looks */
+	int64		guards;
+	int64		no_guard;		/* all were in use */
+	int64		commits;
+	int64		prepared;
+	int64		refused;		/* commits and preparations */
+	int64		pinned;			/* leases that ended under a commit */
+	int64		stale;
+	int64		passed;
+	int64		forgotten;
+	int64		settled;
+	int64		written;		/* images */
+	int64		unwritten;		/* whose leases had ended by then */
+	int64		rewritten;		/* for a renewal */
+	int64		cleared;
+	int64		missed;			/* not cleared, since overwritten meanwhile */
+	int64		failed;			/* sessions, while storing */
+	int64		renewals_refused;
+	int64		crashes;
+	int64		lost;			/* records of the log */
+	int64		recovered;
+	int64		superseded;		/* images not recovered because of another */
+	int64		unfit;			/* databases whose leases did not fit */
+	int64		too_many;		/* not even with no others there */
+} Events;
+
+extern Run	run;
+extern Events events;
+extern int64 step;				/* of the run */
 extern DlEngine *engine;
 extern Session sessions[MAX_BACKENDS];
-extern DlTokens tokens[NDATABASES];
+extern DlSupply supplies[NDATABASES];
 extern int	nwakes;				/* of the latest operation */
 extern bool in_child;			/* where a failure ends the process */
 
@@ -88,7 +151,50 @@ extern void begin_run(int max_leases, int nbackends, bool barriers);
 extern void end_run(void);
 
 extern uint64 random_below(uint64 n);
+extern bool one_in(int n);
 extern void seed_random(uint64 seed);
+extern void open_engine(int max_leases, int nbackends, bool barriers);
+extern void make_locks(int nlocks, int nnames, uint32 mask);
+extern void begin_scene(int nbackends);
+extern void note(const char *what, int64 a, int64 b);
+extern void begin_operation(const char *what, int64 a, int64 b);
+extern void finish_operation(int partition, DlEffects *fx, int actor);
+extern void set_opens_at(int database, int64 opens_at);
+extern void set_nbuckets(int database, DlKept kept, int nbuckets);
+extern void refill(int database, const int *wanted);
+
+/* sessions.c */
+extern ModelLock *lock_of_session(const Session *session);
+extern void fill_request(int backend, ModelLock *lock, DlMode mode, DlScope scope,
+						 int64 ttl);
+extern DlVerdict enter(Session *session);
+extern void acquire(Session *session);
+extern void look(Session *session);
+extern void leave(Session *session);
+extern void give_up_tag(Session *session);
+extern bool is_ready(const Session *session);
+extern void get_ready(Session *session);
+extern void let_come(void);
+extern void advance_to(int64 time);
+
+/* operations.c */
+extern Claim *find_lease(ModelLock *lock, int64 token);
+extern bool renew_lease(Claim *claim, int64 ttl);
+extern void end_lease(Claim *claim, DlCause cause);
+extern void end_backend(int backend);
+extern void sweep_partition(int partition);
+extern bool take_stale(int partition);
+extern void log_over(int partition);
+extern Guard *make_guard(Claim *claim);
+extern Guard *random_guard(void);
+extern bool pin(Guard *guard);
+extern bool hold_tag(Guard *guard);
+extern bool prepare(Guard *guard);
+extern void unguard(Guard *guard);
+extern void end_prepared(ModelLock *lock, DlMode mode);
+extern ModelLock *random_lock(void);
+extern void random_operation(void);
+extern void end_everything(void);
 
 /* checks.c */
 extern int	nlock_records;		/* the engine has, in use or not */
@@ -102,6 +208,18 @@ extern void check_wakes(int actor);
 extern void check_sessions(void);
 extern void check_takeover(void);
 extern int	check_heap(DlPartition *part);
+
+/* scenes.c */
+extern void test_frozen(void);
+extern void test_frozen_shared(void);
+extern void test_hand_over(void);
+extern void test_successor(void);
+extern void test_few_wakes(void);
+extern void test_grace(void);
+extern void test_recovery(void);
+extern void test_no_image(void);
+extern void test_late_writer(void);
+extern void test_ttls(void);
 
 /* scale.c */
 extern int	large_leases;

@@ -105,12 +105,53 @@ delete(Claim **list, int *n, Claim *claim)
 	memmove(&list[i], &list[i + 1], (--*n - i) * sizeof(Claim *));
 }
 
-static int64
-draw(ModelLock *lock)
+static DlKept
+kept_as(bool durable)
 {
-	int64		token = model.next_token[lock->database]++;
+	return durable ? DL_DURABLE : DL_VOLATILE;
+}
 
+/* Are leases in this bucket granted?  If not, note what is wanted. */
+static bool
+is_bucket_open(ModelLock *lock, bool durable, int bucket)
+{
+	int		   *wanted = &model.wanted[kept_as(durable)];
+
+	if (bucket < model.nbuckets[lock->database][kept_as(durable)])
+		return true;
+	*wanted = Max(*wanted, bucket + 1);
+	return false;
+}
+
+/* A token, or 0. */
+static int64
+draw(ModelLock *lock, bool durable, int bucket)
+{
+	int64		token;
+
+	if (!is_bucket_open(lock, durable, bucket))
+		return 0;
+	token = model.next_token[lock->database]++;
 	return token <= model.limit[lock->database] ? token : 0;
+}
+
+static bool
+is_open(ModelLock *lock)
+{
+	return model.opens_at[lock->database] <= model.now;
+}
+
+/* The first bucket that is long enough, as engine.h defines them. */
+static int
+bucket_of(DlScope scope, int64 ttl)
+{
+	int			bucket = 0;
+
+	if (scope != DL_SCOPE_LEASE)
+		return -1;
+	while (dl_bucket_ttl(bucket) < ttl)
+		bucket++;
+	return bucket;
 }
 
 static int64
@@ -137,6 +178,9 @@ vacate(Claim *claim)
 	int			partition = model_partition(lock);
 
 	delete(lock->holders, &lock->nholders, claim);
+	if (claim->cause == DL_REMOVED)
+		model_drop_image(claim);
+	model_abandon_image(claim);
 	claim->state = DL_FREE;
 	if (claim->cause == DL_EXPIRED || claim->cause == DL_FORCED || model_guards(claim) > 0)
 	{
@@ -158,6 +202,9 @@ end(Claim *claim, DlCause cause)
 	if (claim->state == DL_GRANTED && cause != DL_UNDONE)
 	{
 		delete(lock->holders, &lock->nholders, claim);
+		if (cause == DL_REMOVED)
+			model_drop_image(claim);
+		model_abandon_image(claim);
 		claim->state = cause == DL_REMOVED ? DL_DROPPED : DL_LAPSED;
 		counters->lapsed++;
 		return;
@@ -191,28 +238,42 @@ blocked(ModelLock *lock, DlMode mode)
 	return false;
 }
 
+/* One that is to be stored has the time for that, however short its TTL. */
 static void
 grant(Claim *claim, int64 token)
 {
 	claim->state = DL_GRANTED;
 	claim->token = token;
-	claim->deadline = deadline_after(claim->ttl);
+	claim->deadline = deadline_after(claim->durable ? Max(claim->ttl, DL_FALLBACK_USECS) :
+									 claim->ttl);
 	model.earliest = Min(model.earliest, claim->deadline);
 	append(claim->lock->holders, &claim->lock->nholders, claim);
+	if (claim->durable)
+		model_link_image(claim);
+}
+
+/* Is there nothing to be done on disk before the holder is told? */
+static bool
+may_tell(Claim *claim)
+{
+	return (!claim->durable || claim->flushed) && !model_has_leftovers(claim->lock);
 }
 
 static void
 tell(Claim *claim)
 {
+	int64	   *told = &claim->lock->told[claim->mode];
+
 	claim->state = DL_LIVE;
 	claim->deadline = deadline_after(claim->ttl);
 	model.earliest = Min(model.earliest, claim->deadline);
 	counters_of(claim->lock)->acquired++;
+	*told = Max(*told, claim->token);
 }
 
 /*
- * Grant from the head of the queue while there is room, no barrier, and a
- * token.
+ * Grant from the head of the queue while there is room, no grace, no barrier,
+ * and a token.
  */
 static void
 settle(ModelLock *lock)
@@ -223,9 +284,9 @@ settle(ModelLock *lock)
 		Claim	   *head = lock->queue[0];
 		int64		token;
 
-		if (blocked(lock, head->mode) || model_is_barred(lock, head->mode))
+		if (blocked(lock, head->mode) || !is_open(lock) || model_is_barred(lock, head->mode))
 			return;
-		token = draw(lock);
+		token = draw(lock, head->durable, head->bucket);
 		if (token == 0)
 			return;
 		delete(lock->queue, &lock->nqueue, head);
@@ -261,13 +322,15 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 		settle(lock);
 		wait = lock->nqueue > 0 || model_conflict(lock, request->mode) != NULL;
 	}
+	wait = wait || !is_open(lock);
 	counters_of(lock)->contended += wait;
 	if (wait && !request->may_wait)
 	{
 		counters_of(lock)->timeouts++;
 		return DL_BUSY;
 	}
-	if (model_used() == model.max_leases)
+	if (model_used() == model.max_leases ||
+		(request->durable && model_images_used() == 2 * model.max_leases))
 	{
 		forget_if_unused(lock);
 		return DL_FULL;
@@ -286,7 +349,7 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 		else
 			wait = true;
 	}
-	if (!wait && (token = draw(lock)) == 0)
+	if (!wait && (token = draw(lock, request->durable, bucket_of(request->scope, request->ttl))) == 0)
 	{
 		forget_if_unused(lock);
 		return DL_NO_TOKEN;
@@ -299,12 +362,23 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 	claim->mode = request->mode;
 	claim->scope = request->scope;
 	claim->ttl = request->ttl;
+	claim->durable = request->durable;
+	claim->usable = true;
+	claim->bucket = bucket_of(request->scope, request->ttl);
 	claim->backend = request->backend;
 	claim->arrival = ++model.narrivals;
+	if (request->durable)
+	{
+		claim->image = model_new_image();
+		claim->image->claim = claim;
+		claim->image->lock = lock;
+	}
 	*result = claim;
 	if (!wait)
 	{
 		grant(claim, token);
+		if (!may_tell(claim))
+			return DL_UNTOLD;
 		tell(claim);
 		return DL_TOLD;
 	}
@@ -318,6 +392,7 @@ DlVerdict
 model_look(Claim *claim)
 {
 	ModelLock  *lock = claim->lock;
+	int64		before;
 
 	if (claim->state == DL_WAITING)
 		settle(lock);
@@ -329,10 +404,15 @@ model_look(Claim *claim)
 	switch (claim->state)
 	{
 		case DL_GRANTED:
+			if (!may_tell(claim))
+				return DL_UNTOLD;
+			before = claim->deadline;
 			tell(claim);
+			if (claim->deadline < before)
+				settle(lock);
 			return DL_TOLD;
 		case DL_WAITING:
-			if (model_conflict(lock, lock->queue[0]->mode) != NULL)
+			if (!is_open(lock) || model_conflict(lock, lock->queue[0]->mode) != NULL)
 				return DL_QUEUED;
 			if (!model_is_barred(lock, lock->queue[0]->mode))
 				return DL_NO_TOKEN;
@@ -357,6 +437,7 @@ model_leave(Claim *claim)
 		counters_of(lock)->waited += model.now - claim->since;
 		settle(lock);
 	}
+	model_abandon_image(claim);
 	claim->state = DL_FREE;
 }
 
@@ -367,7 +448,7 @@ model_find(ModelLock *lock, int64 token)
 	{
 		Claim	   *claim = lock->holders[i];
 
-		if (claim->state != DL_LIVE || claim->token != token)
+		if (claim->state != DL_LIVE || !claim->usable || claim->token != token)
 			continue;
 		if (claim->deadline > model.now)
 			return claim;
@@ -376,11 +457,15 @@ model_find(ModelLock *lock, int64 token)
 	return NULL;
 }
 
-void
+bool
 model_renew(Claim *claim, int64 ttl)
 {
 	int64		before = claim->deadline;
+	int			bucket = bucket_of(claim->scope, ttl);
 
+	if (bucket != claim->bucket && !is_bucket_open(claim->lock, claim->durable, bucket))
+		return false;
+	claim->bucket = bucket;
 	claim->ttl = ttl;
 	claim->deadline = deadline_after(ttl);
 	claim->renewals++;
@@ -390,6 +475,7 @@ model_renew(Claim *claim, int64 ttl)
 		model.earliest = Min(model.earliest, claim->deadline);
 		settle(claim->lock);
 	}
+	return true;
 }
 
 void
@@ -564,6 +650,7 @@ model_end_backend(int partition, int backend)
 void
 model_remove(int partition, Oid database, Oid extension)
 {
+	model_remove_images(partition, database, extension);
 	for (int i = 0; i < model.nlocks; i++)
 	{
 		ModelLock  *lock = &model.locks[i];
@@ -574,14 +661,79 @@ model_remove(int partition, Oid database, Oid extension)
 		while (lock->nqueue > 0)
 		{
 			lock->queue[0]->state = DL_DROPPED;
+			model_abandon_image(lock->queue[0]);
 			counters_of(lock)->waited += model.now - lock->queue[0]->since;
 			delete(lock->queue, &lock->nqueue, lock->queue[0]);
 		}
 		for (int h = 0; h < lock->nholders;)
-			if (lock->holders[h]->state == DL_PINNED)
-				h++;
+		{
+			Claim	   *claim = lock->holders[h];
+
+			/* One that this pins gives up its image along with its place. */
+			if (claim->state == DL_PINNED)
+				model_drop_image(claim);
 			else
-				end(lock->holders[h], DL_REMOVED);
+				end(claim, DL_REMOVED);
+			h += claim->state == DL_PINNED;
+		}
 		forget_if_unused(lock);
 	}
+}
+
+/* ---- After a crash ---- */
+
+/*
+ * The lease under that token, or null when one with a greater is in its way.
+ * The caller sees to the records.
+ */
+Claim *
+model_recover(ModelLock *lock, const DlRecovered *recovered)
+{
+	Claim	   *claim = model.claims;
+	ModelImage *image = model_new_image();
+
+	image->lock = lock;
+	image->token = recovered->token;
+	image->ttl = recovered->ttl;
+	image->place = recovered->place;
+	image->linked = true;
+	if (model_conflict(lock, recovered->mode) != NULL)
+	{
+		model_make_stale(image, model.now);
+		return NULL;
+	}
+	if (!model_is_in_use(lock) && model.forgotten != model.settled)
+		lock->barrier = DL_BARS_ALL;
+
+	while (claim->state != DL_FREE)
+		claim++;
+	memset(claim, 0, sizeof(Claim));
+	claim->lock = lock;
+	claim->mode = recovered->mode;
+	claim->scope = DL_SCOPE_LEASE;
+	claim->ttl = recovered->ttl;
+	claim->durable = claim->flushed = true;
+	claim->usable = recovered->usable;
+	claim->bucket = bucket_of(DL_SCOPE_LEASE, recovered->ttl);
+	claim->state = DL_LIVE;
+	claim->token = recovered->token;
+	claim->deadline = recovered->deadline;
+	claim->image = image;
+	claim->seen_granted = true;
+	image->state = DL_IMAGE_KEPT;
+	image->claim = claim;
+	append(lock->holders, &lock->nholders, claim);
+	model.earliest = Min(model.earliest, claim->deadline);
+	return claim;
+}
+
+/* Null when the record stands for another lease by now. */
+Claim *
+model_claim_of(const DlLease *record, uint64 serial)
+{
+	for (int i = 0; i < MAX_CLAIMS; i++)
+		if (model.claims[i].state != DL_FREE && model.claims[i].record == record &&
+			model.claims[i].serial == serial)
+			return &model.claims[i];
+	return NULL;
 }

@@ -16,6 +16,7 @@
 #define MAX_LOCKS		32
 #define NDATABASES		3
 #define MAX_GUARDS		MAX_CLAIMS	/* which exceeds MAX_BACKENDS */
+#define MAX_IMAGES		(2 * MAX_CLAIMS)
 #define NMODES			(DL_SHARED + 1)
 
 /* A request and, once granted, the lease. */
@@ -36,8 +37,27 @@ typedef struct Claim
 	int64		since;
 	int64		renewals;
 	int			nreleasing;
+	bool		durable;
+	bool		flushed;		/* is its image? */
+	bool		usable;			/* may its token be used? */
+	int			bucket;			/* -1: counts in none */
+	struct ModelImage *image;	/* null once given up */
 	bool		seen_granted;	/* by check_grants() */
 } Claim;
+
+/* What the engine knows of an image on disk. */
+typedef struct ModelImage
+{
+	DlImageState state;			/* free: not in use */
+	DlImage    *record;			/* the engine's */
+	Claim	   *claim;
+	struct ModelLock *lock;
+	int64		token;
+	int64		ttl;
+	int64		stale_since;
+	DlPlace		place;
+	bool		linked;			/* may be found */
+} ModelImage;
 
 /* A transaction that relies on a lease. */
 typedef struct Guard
@@ -55,7 +75,8 @@ typedef struct Guard
 typedef struct ModelLock
 {
 	DlKey		key;
-	int			database;		/* index, for its tokens */
+	int			database;		/* index, for its supply */
+	int			table;			/* index of its lease table, see disk.c */
 	Claim	   *holders[MAX_CLAIMS];	/* in the order of their grants */
 	int			nholders;
 	Claim	   *queue[MAX_CLAIMS];	/* the head first */
@@ -76,6 +97,7 @@ typedef struct ModelLock
 	int64		settled_at;		/* when someone last tried to grant */
 	int64		idle_since;		/* see check_takeover() */
 	int64		last_arrival;	/* see check_grants() */
+	int64		told[NMODES];	/* greatest tokens, whatever has crashed since */
 } ModelLock;
 
 typedef struct Model
@@ -89,17 +111,26 @@ typedef struct Model
 	int			nlocks;
 	Claim	   *over[DL_NPARTITIONS][MAX_CLAIMS];	/* to be logged, in order */
 	int			nover[DL_NPARTITIONS];
+	ModelImage	images[MAX_IMAGES];
+	ModelImage *stale[DL_NPARTITIONS][MAX_IMAGES];	/* in order */
+	int			nstale[DL_NPARTITIONS];
 	int64		next_token[NDATABASES];
 	int64		limit[NDATABASES];
+	int64		opens_at[NDATABASES];
+	int			nbuckets[NDATABASES][DL_NKEPT];
+	bool		attached[NDATABASES];	/* are its leases brought back? */
 	DlCounters	counters[DL_NPARTITIONS];
 	Guard		guards[MAX_GUARDS];
 	int			nguards;		/* ever made */
 	uint64		forgotten;		/* barriers, see DlEngine */
 	uint64		settled;
+	int			settle_stage;	/* how far the worker is; see op_settle() */
+	uint64		settle_seen;
 
 	/* What the operation under way did. */
 	bool		ended;			/* something joined "over" */
 	int64		earliest;		/* earliest deadline set */
+	int			wanted[DL_NKEPT];	/* buckets that were not open */
 } Model;
 
 extern Model model;
@@ -116,7 +147,7 @@ extern DlVerdict model_request(ModelLock *lock, const DlRequest *request, Claim 
 extern DlVerdict model_look(Claim *claim);
 extern void model_leave(Claim *claim);
 extern Claim *model_find(ModelLock *lock, int64 token);
-extern void model_renew(Claim *claim, int64 ttl);
+extern bool model_renew(Claim *claim, int64 ttl);
 extern void model_end(Claim *claim, DlCause cause);
 extern Guard *model_guard(Claim *claim);
 extern bool model_pin(Guard *guard);
@@ -129,5 +160,25 @@ extern Claim *model_stale(int partition);
 extern Claim *model_take_over(int partition);
 extern void model_end_backend(int partition, int backend);
 extern void model_remove(int partition, Oid database, Oid extension);
+extern Claim *model_recover(ModelLock *lock, const DlRecovered *recovered);
+extern Claim *model_claim_of(const DlLease *record, uint64 serial);
+
+/* images.c */
+extern ModelImage *model_new_image(void);
+extern int	model_images_used(void);
+extern void model_link_image(Claim *claim);
+extern void model_abandon_image(Claim *claim);
+extern void model_drop_image(Claim *claim);
+extern void model_free_image(ModelImage *image);
+extern void model_make_stale(ModelImage *image, int64 since);
+extern bool model_is_leftover(const ModelImage *image, const ModelLock *lock);
+extern bool model_has_leftovers(const ModelLock *lock);
+extern bool model_place(Claim *claim, DlPlace place);
+extern void model_stored(Claim *claim, int64 ttl);
+extern void model_condemn(ModelImage *image);
+extern void model_spare(ModelImage *image);
+extern void model_forget(ModelImage *image);
+extern void model_remove_images(int partition, Oid database, Oid extension);
+extern ModelImage *model_image_of(const DlImage *record);
 
 #endif							/* MODEL_H */

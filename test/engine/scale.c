@@ -168,12 +168,12 @@ test_sweep(void)
 {
 	int			n = large_leases;
 	int64	   *granted = malloc(n * sizeof(int64));
-	DlRequest	request = {.tokens = &tokens[0],.scope = DL_SCOPE_LEASE};
+	DlRequest	request = {.supply = &supplies[0],.scope = DL_SCOPE_LEASE};
 	int64		now = 1000;
 	int64		looked_at;
 
 	begin_run(n, 1, false);
-	pg_atomic_write_u64(&tokens[0].limit, PG_INT64_MAX / 2);
+	pg_atomic_write_u64(&supplies[0].limit, PG_INT64_MAX / 2);
 	for (int i = 0; i < n; i++)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
@@ -268,11 +268,46 @@ test_sweep(void)
 
 static pthread_mutex_t mutexes[DL_NPARTITIONS];
 
+/* Let the partition go for a moment. */
+static void
+yield_partition(int partition)
+{
+	pthread_mutex_unlock(&mutexes[partition]);
+	pthread_mutex_lock(&mutexes[partition]);
+}
+
+/* Store a lease that has been granted, and have it told; or give it up. */
+static DlVerdict
+store_and_look(int partition, DlLease *lease, bool store)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+	DlPlace		place = {.block = 0};
+
+	if (store && dl_engine_place(lease, lease->serial, place, 0))
+		dl_engine_stored(lease, lease->serial, lease->ttl);
+	yield_partition(partition);
+	if (dl_engine_look(engine, partition, lease, 0, 0, &fx) == DL_TOLD)
+		return DL_TOLD;
+	dl_engine_leave(engine, partition, lease, 0, &fx);
+	return DL_AGAIN;
+}
+
+/* Clear what the lease has left on disk. */
+static void
+clear_leftover(int partition, const DlKey *key)
+{
+	DlImage    *image = dl_engine_condemn(engine, partition, key->database, key->extension, key);
+
+	yield_partition(partition);
+	if (image != NULL)
+		dl_engine_forget(engine, partition, image, true);
+}
+
 static void *
 run_thread(void *arg)
 {
 	int			me = *(int *) arg;
-	DlRequest	request = {.tokens = &tokens[0],.scope = DL_SCOPE_LEASE,.ttl = 1000};
+	DlRequest	request = {.supply = &supplies[0],.scope = DL_SCOPE_LEASE,.ttl = 1000};
 
 	for (int i = 0; i < THREAD_STEPS; i++)
 	{
@@ -281,11 +316,16 @@ run_thread(void *arg)
 		DlLease		copy;
 		DlKey		key;
 		int			partition;
+		DlVerdict	verdict;
 
 		set_key(&request.key, i * NTHREADS + me);
+		request.durable = i % 4 >= 2;
 		partition = dl_partition_of(request.key.hash);
 		pthread_mutex_lock(&mutexes[partition]);
-		if (dl_engine_request(engine, &request, 0, 0, &lease, &fx) == DL_TOLD)
+		verdict = dl_engine_request(engine, &request, 0, 0, &lease, &fx);
+		if (verdict == DL_UNTOLD)
+			verdict = store_and_look(partition, lease, i % 8 < 7);
+		if (verdict == DL_TOLD)
 		{
 			DlGuard    *guard = dl_engine_guard(engine, lease, me);
 
@@ -296,11 +336,12 @@ run_thread(void *arg)
 			else
 			{
 				dl_engine_end(engine, lease, DL_FORCED, 0, &fx);
-				pthread_mutex_unlock(&mutexes[partition]);
-				pthread_mutex_lock(&mutexes[partition]);
+				yield_partition(partition);
 				dl_engine_take_over(engine, partition, &copy, &key);
 			}
 		}
+		if (verdict == DL_TOLD && request.durable)
+			clear_leftover(partition, &request.key);
 		pthread_mutex_unlock(&mutexes[partition]);
 	}
 	return NULL;
@@ -322,6 +363,7 @@ run_threads(void)
 	for (int i = 0; i < NTHREADS; i++)
 		pthread_join(threads[i], NULL);
 	return count_free(DL_LEASE) == THREAD_LEASES && count_free(DL_GUARD) == THREAD_LEASES &&
+		count_free(DL_IMAGE) == 2 * THREAD_LEASES &&
 		count_free(DL_LOCK) == nlock_records ? 0 : 1;
 }
 
@@ -332,7 +374,7 @@ test_threads(void)
 	int			status;
 
 	begin_run(THREAD_LEASES, 1, false);
-	pg_atomic_write_u64(&tokens[0].limit, PG_INT64_MAX / 2);
+	pg_atomic_write_u64(&supplies[0].limit, PG_INT64_MAX / 2);
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 		pthread_mutex_init(&mutexes[p], NULL);
 	fflush(stdout);

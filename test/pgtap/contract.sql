@@ -50,7 +50,8 @@ INSERT INTO contract VALUES
     ('distlock_guard', 'name text, token bigint', 'void'),
     ('distlock_protect', 'rel regclass, name text', 'void'),
     ('distlock_unprotect', 'rel regclass', 'void'),
-    ('distlock_force_release', 'name text', 'integer');
+    ('distlock_force_release', 'name text', 'integer'),
+    ('distlock_discard_damaged', '', 'integer');
 SET LOCAL intervalstyle = postgres;
 SELECT results_eq(
     format('SELECT pg_get_function_arguments(oid), pg_get_function_result(oid)
@@ -68,7 +69,8 @@ FROM contract JOIN pg_proc ON proname = name;
 -- Views
 --
 SELECT has_view(v)
-FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats', 'distlock_protected']::name[]) AS v;
+FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats', 'distlock_protected',
+    'distlock_images']::name[]) AS v;
 -- In their order: SELECT * is part of the contract.
 SELECT is(
     (SELECT string_agg(format('%s %s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum)
@@ -82,7 +84,10 @@ FROM (VALUES
     ('distlock_waiters',
      'name text, mode text, pid integer, owner name, holder text, waiting_since timestamp with time zone, ' ||
      'position integer, blocked_by_tokens bigint[], blocked_by_pids integer[]'),
-    ('distlock_protected', 'rel regclass, name text, enabled boolean')) AS v (view, columns);
+    ('distlock_protected', 'rel regclass, name text, enabled boolean'),
+    ('distlock_images',
+     'name text, token bigint, mode text, holder text, owner name, granted_at timestamp with time zone, ' ||
+     'ttl interval, block bigint, slot integer, damaged boolean')) AS v (view, columns);
 SELECT has_column('distlock_stats', c, 'distlock_stats counts ' || c)
 FROM unnest(ARRAY['acquired', 'contended', 'wait_seconds', 'timeouts', 'renewed', 'released',
     'expired', 'lost', 'guards', 'guards_refused', 'commits_refused']::name[]) AS c;
@@ -96,7 +101,7 @@ FROM contract JOIN pg_proc p ON proname = name;
 SELECT is_empty(
     $$SELECT attrelid::regclass, attname FROM pg_attribute
       WHERE attrelid IN ('distlock_leases'::regclass, 'distlock_waiters'::regclass, 'distlock_stats'::regclass,
-              'distlock_protected'::regclass)
+              'distlock_protected'::regclass, 'distlock_images'::regclass)
           AND attnum > 0 AND col_description(attrelid, attnum) IS NULL$$,
     'every column has a comment');
 
@@ -110,6 +115,8 @@ FROM (VALUES
     ('distlock.max_leases', '16384 postmaster'),
     ('distlock.default_ttl', '30000 ms user'),
     ('distlock.max_ttl', '86400 s superuser'),
+    ('distlock.durable', 'on user'),
+    ('distlock.failover_grace', 'replayed sighup'),
     ('distlock.log_expirations', 'on sighup'),
     ('distlock.terminate_stale', 'off sighup')) AS s (which, expected);
 
@@ -173,10 +180,25 @@ SELECT ok((SELECT NOT distlock_release('tap', token) FROM held), 'a second one f
 SELECT ok((SELECT NOT distlock_check('tap', token) FROM held), 'the token is no longer good');
 SELECT throws_ok('SELECT distlock_renew(''tap'', token) FROM held', 'LK001', NULL, 'LK001: released');
 SELECT throws_ok('SELECT distlock_acquire(''tap'')', '55000', NULL, '55000: its release is pending');
-SELECT throws_ok('SELECT distlock_acquire(''tap 2'', durable => true)', '0A000', NULL, '0A000: durable');
 SELECT throws_ok('SELECT distlock_acquire(''tap 2'', durable => true, scope => ''session'')', '22023', NULL,
     '22023: durable with session scope');
 SELECT throws_ok('DELETE FROM distlock_control', '55000', NULL, '55000: the control table is not to be written');
+SELECT throws_ok('TRUNCATE distlock_lease_table', '55000', NULL, '55000: nor is the lease table');
+SELECT throws_ok('SELECT distlock_discard_damaged()', '55000', NULL, '55000: no lease is damaged');
+
+SELECT lives_ok('CREATE TEMP TABLE kept (name, token) AS VALUES
+    (''default'', distlock_acquire(''default'', ttl => ''10 min'')),
+    (''durable'', distlock_acquire(''durable'', ttl => ''10 min'', durable => true)),
+    (''volatile'', distlock_acquire(''volatile'', ttl => ''10 min'', durable => false)),
+    (''session, ten minutes'', distlock_acquire(''session, ten minutes'', ttl => ''10 min'', scope => ''session''))',
+    'durable or not');
+SELECT results_eq('SELECT name FROM distlock_leases JOIN kept USING (name, token) WHERE durable ORDER BY name',
+    ARRAY['default', 'durable'], 'scope lease is durable by default, no other is');
+SELECT results_eq('SELECT name FROM distlock_images JOIN kept USING (name, token) ORDER BY name',
+    ARRAY['default', 'durable'], 'and only what is durable is stored');
+SET LOCAL distlock.durable = off;
+SELECT lives_ok('INSERT INTO kept VALUES (''off'', distlock_acquire(''off'', ttl => ''10 min''))', 'distlock.durable = off');
+SELECT results_eq('SELECT durable FROM distlock_leases WHERE name = ''off''', ARRAY[false], 'is what it says');
 
 SELECT is(distlock_renew('session', distlock_acquire('session', scope => 'session')), 'infinity'::timestamptz,
     'a lease without time to live is good until infinity');

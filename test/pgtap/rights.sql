@@ -29,9 +29,12 @@ SELECT function_privs_are('distlock_guard', ARRAY['text', 'bigint'], 'regress_di
 SELECT function_privs_are('distlock_protect', ARRAY['regclass', 'text'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_unprotect', ARRAY['regclass'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_force_release', ARRAY['text'], 'regress_distlock_other', ARRAY[]::text[]);
+SELECT function_privs_are('distlock_discard_damaged', ARRAY[]::text[], 'regress_distlock_other', ARRAY[]::text[]);
 SELECT table_privs_are(v, 'regress_distlock_other', ARRAY['SELECT'])
-FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats', 'distlock_protected']::name[]) AS v;
-SELECT table_privs_are('distlock_control', 'regress_distlock_other', ARRAY[]::text[]);
+FROM unnest(ARRAY['distlock_leases', 'distlock_waiters', 'distlock_stats', 'distlock_protected',
+    'distlock_images']::name[]) AS v;
+SELECT table_privs_are(t, 'regress_distlock_other', ARRAY[]::text[])
+FROM unnest(ARRAY['distlock_control', 'distlock_lease_table']::name[]) AS t;
 SELECT sequence_privs_are('distlock_token_seq', 'regress_distlock_other', ARRAY[]::text[]);
 
 --
@@ -57,6 +60,10 @@ SELECT throws_ok('SELECT distlock_unprotect(''owned'')', '42501', NULL, 'nor unp
 SELECT throws_ok('SELECT distlock_protect(''owned'', ''tap'')', '42501', NULL, 'nor protect it');
 SELECT throws_ok('SELECT nextval(''distlock_token_seq'')', '42501', NULL, 'nor draw from the sequence');
 SELECT throws_ok('SELECT * FROM distlock_control', '42501', NULL, 'nor read the control table');
+SELECT throws_ok('SELECT * FROM distlock_lease_table', '42501', NULL, 'nor the lease table');
+SELECT throws_ok('SELECT distlock_discard_damaged()', '42501', NULL, 'nor discard leases');
+SELECT results_eq('SELECT owner FROM distlock_images JOIN held USING (name, token)',
+    ARRAY['regress_distlock_owner'::name], 'but see what is stored');
 SELECT results_eq('SELECT distlock_check(name, token) FROM held', ARRAY[true], 'but check');
 
 SET LOCAL ROLE regress_distlock_member;

@@ -21,7 +21,8 @@ SELECT name, boot_val, unit, context, vartype FROM pg_settings
 WHERE name LIKE 'distlock.%' ORDER BY name COLLATE "C"}),
 	join("\n",
 		'distlock.default_ttl|30000|ms|user|integer',
-		'distlock.durable|off||user|bool',
+		'distlock.durable|on||user|bool',
+		'distlock.failover_grace|replayed||sighup|enum',
 		'distlock.log_expirations|on||sighup|bool',
 		'distlock.max_leases|16384||postmaster|integer',
 		'distlock.max_ttl|86400|s|superuser|integer',
@@ -35,10 +36,6 @@ like(
 	sql_error($node, 'SET distlock.no_such_setting = 1'),
 	qr/ERROR:  42602: .*distlock\.no_such_setting/,
 	'an unknown setting is refused');
-like(
-	sql_error($node, 'SET distlock.durable = on'),
-	qr/ERROR:  0A000: /,
-	'durable leases are refused as long as there are none');
 $node->safe_psql('postgres', 'CREATE ROLE ordinary');
 like(
 	sql_error($node, "SET ROLE ordinary; SET distlock.max_ttl = '2d'"),
@@ -56,8 +53,8 @@ $node->restart;
 
 my $refused = qr/ERROR:  55000: .*HINT:  .*shared_preload_libraries/s;
 
-# Every function of the extension but the trigger function, with null for each
-# of its arguments.
+# Every function of the extension but those of triggers and of the type, with
+# null for each of its arguments.
 my @calls = split /\n/, $node->safe_psql(
 	'postgres', q{
 SELECT format('SELECT * FROM %s(%s)', p.oid::regproc,
@@ -67,10 +64,11 @@ FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass
 	AND d.objid = p.oid AND d.deptype = 'e'
 	JOIN pg_extension e ON e.oid = d.refobjid
 WHERE e.extname = 'distlock' AND p.prorettype <> 'trigger'::regtype
+	AND p.proname !~ '^distlock_image_(in|out|recv|send)$'
 ORDER BY 1});
-cmp_ok(scalar @calls, '>=', 9, 'functions of the extension');
+cmp_ok(scalar @calls, '>=', 14, 'functions of the extension');
 like(sql_error($node, $_), $refused, "not preloaded: $_") foreach @calls;
-foreach my $view (qw(distlock_leases distlock_waiters distlock_stats))
+foreach my $view (qw(distlock_leases distlock_waiters distlock_stats distlock_images))
 {
 	like(sql_error($node, "TABLE $view"), $refused, "not preloaded: view $view");
 }
@@ -91,6 +89,12 @@ is( $node->safe_psql(
 	0,
 	'not preloaded: CREATE EXTENSION leaves nothing behind');
 
+# As a dump would.
+like(
+	$node->safe_psql('postgres', 'COPY distlock_lease_table TO STDOUT'),
+	qr/^\\\\x[0-9a-f]{848}$/m,
+	'not preloaded: the lease table can be copied');
+
 # session_preload_libraries comes too late, and must not lock anybody out.
 $node->append_conf('postgresql.conf', "session_preload_libraries = 'distlock'");
 $node->reload;
@@ -105,7 +109,9 @@ $node->adjust_conf('postgresql.conf', 'session_preload_libraries', "''");
 
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "'distlock'");
 $node->restart;
-cmp_ok($node->safe_psql('postgres', q{SELECT distlock_acquire('a')}),
+is($node->safe_psql('postgres', q{SELECT token FROM distlock_leases WHERE name = 'a'}),
+	$token, 'preloaded again: the lease is back');
+cmp_ok($node->safe_psql('postgres', q{SELECT distlock_acquire('b')}),
 	'>', $token, 'preloaded again: it works, with greater tokens');
 
 # Without the library the extension can still be dropped.

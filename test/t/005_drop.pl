@@ -13,7 +13,12 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $max_leases = 64;
-my $node = distlock_node('main', conf => "distlock.max_leases = $max_leases");
+# With wal_level = minimal, a transaction could not store leases in the table
+# that it has created.
+my $node = distlock_node(
+	'main',
+	init => { allows_streaming => 1 },
+	conf => "distlock.max_leases = $max_leases");
 
 sub value
 {

@@ -23,6 +23,7 @@ my $node = distlock_node(
 max_connections = 20
 max_prepared_transactions = 20
 distlock.max_leases = $max_leases
+distlock.failover_grace = off
 autovacuum = off
 });
 
@@ -438,25 +439,28 @@ my %restarts = (
 		$victim->quit;
 	});
 
+# The last of the leases outlives the restart; returns its token.
 sub leave_for_restart
 {
 	my ($way) = @_;
+	my $token;
 
 	leave_prepared("$way, committed");
 	leave_prepared("$way, rolled back");
 	leave_prepared("$way, shared", 'shared');
-
-	# Its lease ends with the server's memory.
-	value(prepare("$way, held", [ "$way, held", acquire("$way, held") ]));
-	return;
+	$token = acquire("$way, held");
+	value(prepare("$way, held", [ "$way, held", $token ]));
+	wait_until_cleared($node);
+	return $token;
 }
 
 sub is_kept_across_restart
 {
-	my ($way) = @_;
+	my ($way, $token) = @_;
 	my $shared = "$way, shared";
 
 	is_kept("$way, committed", 'COMMIT', "$way, committed");
+	is(value("SELECT distlock_release('$way, held', $token)"), 't', "$way, held: the lease is back");
 	is_kept("$way, held", 'COMMIT', "$way, held");
 	is(value("SELECT distlock_try_acquire('$shared', mode => 'shared') > 0"),
 		't', "$shared: another shared lease is not delayed");
@@ -468,9 +472,10 @@ sub is_kept_across_restart
 
 foreach my $way (sort keys %restarts)
 {
-	leave_for_restart($way);
+	my $token = leave_for_restart($way);
+
 	$restarts{$way}->();
-	is_kept_across_restart($way);
+	is_kept_across_restart($way, $token);
 }
 
 # ---- What is remembered of locks that nobody holds ----
@@ -562,8 +567,8 @@ value(prepare('before the backup', [ 'before the backup', $before ]));
 $primary->backup('base');
 $standby->init_from_backup($primary, 'base', has_streaming => 1);
 $standby->start;
-leave_for_restart('promotion');
 leave_prepared('at once');
+my $held = leave_for_restart('promotion');
 $primary->wait_for_catchup($standby);
 
 # This session asks again and again, and will be the first to get an answer.
@@ -586,9 +591,11 @@ $standby->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()')
   or die 'the standby is not promoted';
 like($first->error, qr/answer: t/, 'promotion: the lock is kept from the first moment on');
 $first->quit;
+value("SELECT distlock_release('before the backup', $before)");
 is_kept('before the backup', 'COMMIT', 'promotion, before the backup');
-is_kept_across_restart('promotion');
+is_kept_across_restart('promotion', $held);
 leave_prepared('promoted');
+wait_until_cleared($node);
 crash($node);
 is_kept('promoted', 'COMMIT', 'after the promotion, and a crash');
 value(q{ROLLBACK PREPARED 'at once'});

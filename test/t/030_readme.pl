@@ -65,6 +65,7 @@ run_examples(
 	[   qr/^report\|\d+\|worker 1\|[^|]+\|00:00:.*\|0$/m,
 		'the views show the holder'
 	],
+	[ qr/^cache-warmup\|f\nt$/, 'a lease that is not durable' ],
 	[ qr/^1$/, 'force_release ends one lease' ]);
 
 run_examples(

@@ -17,6 +17,7 @@ our @EXPORT = qw(
   crash_backend
   distlock_node
   freeze
+  freeze_server
   freeze_waiter
   freeze_worker
   python_with
@@ -25,6 +26,7 @@ our @EXPORT = qw(
   thaw
   wait_for_event
   wait_for_queue
+  wait_until_cleared
   worker_pid
   works
 );
@@ -92,9 +94,8 @@ sub crash_backend
 	my $log = -s $node->logfile;
 
 	kill 'KILL', $pid;
-	$node->wait_for_log(qr/all server processes terminated; reinitializing/, $log);
-	$node->poll_query_until('postgres', 'SELECT true')
-	  or die 'the server does not start again';
+	$node->wait_for_log(
+		qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log);
 	return;
 }
 
@@ -149,6 +150,18 @@ sub wait_for_event
 	return;
 }
 
+# A crash may bring back a lease that has just ended.  Wait until it would not.
+sub wait_until_cleared
+{
+	my ($node, $dbname) = @_;
+
+	$node->poll_query_until(
+		$dbname // 'postgres', q{
+SELECT NOT EXISTS (SELECT FROM distlock_images WHERE token NOT IN (SELECT token FROM distlock_leases))})
+	  or die 'images of leases that have ended are not cleared';
+	return;
+}
+
 # Stop a process, wherever it is.
 sub freeze
 {
@@ -162,6 +175,25 @@ sub freeze
 		usleep(1_000);
 	}
 	return;
+}
+
+# Stop the postmaster, and all processes that it has started, wherever they are.
+# Returns the latter.
+sub freeze_server
+{
+	my ($node) = @_;
+	my $postmaster = postmaster_pid($node);
+	my @pids;
+
+	freeze($postmaster);
+	foreach my $dir (glob '/proc/[0-9]*')
+	{
+		my $stat = eval { slurp_file("$dir/stat") } // '';
+
+		push @pids, substr($dir, length '/proc/') if $stat =~ /\) [A-Z] $postmaster /;
+	}
+	kill 'STOP', @pids;
+	return @pids;
 }
 
 # Stop the process of a session that waits for a lock, so that it holds no
@@ -299,6 +331,14 @@ sub is_done
 	my $mark = "end of statement $self->{nqueries}\n";
 
 	return $self->{stdout} =~ /$mark/ && $self->{stderr} =~ /$mark/;
+}
+
+# Take in what has come by now.  Returns false when psql has ended.
+sub look
+{
+	my ($self) = @_;
+
+	return $self->{psql}->pumpable && eval { $self->{psql}->pump_nb; 1 };
 }
 
 # The end of psql counts as the end of the statement.

@@ -1,0 +1,353 @@
+/*-------------------------------------------------------------------------
+ *
+ * database.c
+ *	  What distlock knows of this database, and its first use after a start.
+ *
+ * The first call in a database after a start of the server brings back the
+ * durable leases of the lease table, and finds out from the control row what
+ * may have been lost: volatile leases at any start; after a promotion, or
+ * wherever the server is on a timeline or system on which the row was not
+ * written, durable ones too, and tokens.  Tokens then go on in the next epoch.
+ * While leases that have been lost may be held, nothing is granted: the grace.
+ *
+ * Times to live count from when the server began to accept connections.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+
+#include "control.h"
+#include "database.h"
+#include "distlock.h"
+#include "recovery.h"
+#include "supply.h"
+
+/* Tells the lock of those who attach from advisory locks; see barrier.c. */
+#define ATTACH_KIND	0x646D
+
+/* This session's database, once it is known. */
+static DlDatabase *my_database = NULL;
+
+/* The slot of our database, or null.  Needs the token lock. */
+static DlDatabase *
+find_slot(void)
+{
+	for (int i = 0; i < dl_shared->ndatabases; i++)
+		if (dl_shared->databases[i].database == MyDatabaseId)
+			return &dl_shared->databases[i];
+	return NULL;
+}
+
+/*
+ * A slot for our database, which counts only when the database is noted in it.
+ * Needs the token lock exclusively.  It is given back when the database is
+ * dropped.
+ */
+static DlDatabase *
+take_slot(void)
+{
+	for (int i = 0; i < dl_shared->ndatabases; i++)
+	{
+		DlDatabase *database = &dl_shared->databases[i];
+
+		if (OidIsValid(database->database))
+			continue;
+		dl_supply_init(&database->supply);
+		pg_atomic_write_u32(&database->free_block, 0);
+		database->extension.oid = InvalidOid;
+		database->grace_noted = database->strict = false;
+		database->row_version = 0;
+		database->high_since = 0;
+		return database;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("too many databases use distlock"),
+			 errdetail("There is room for %d databases.", dl_shared->ndatabases),
+			 errhint("Increase \"distlock.max_leases\", which sizes this too, and restart the server.")));
+}
+
+static bool
+is_attached(const DlExtension *extension)
+{
+	if (my_database == NULL)
+	{
+		LWLockAcquire(dl_shared->token_lock, LW_SHARED);
+		my_database = find_slot();
+		LWLockRelease(dl_shared->token_lock);
+	}
+	return my_database != NULL && my_database->extension.oid == extension->oid;
+}
+
+/* Those who attach in this database do so one after the other. */
+static void
+set_attach_tag(LOCKTAG *tag)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, ATTACH_KIND);
+}
+
+/* ---- What has happened since the row was written ---- */
+
+typedef struct Past
+{
+	bool		copied;			/* with its database, from another one */
+	bool		moved;			/* to another timeline or system */
+	bool		restored;		/* its sequence was, by pg_restore */
+	int64		nepochs;		/* so many begin, one for each such event */
+} Past;
+
+static Past
+find_past(const DlControl *control, int64 sequence_limit, int64 known_limit)
+{
+	bool		unused = control->token_limit == 0;
+	bool		same_system = control->system_id == (int64) GetSystemIdentifier();
+	int64		ntimelines = GetWALInsertionTimeLine() - control->timeline;
+	Past		past;
+
+	past.copied = !unused && control->database != MyDatabaseId;
+	past.moved = !same_system || ntimelines != 0;
+	past.restored = unused && sequence_limit > known_limit;
+
+	/*
+	 * On each timeline since then tokens may have been issued, here or
+	 * elsewhere, that we do not know of; of another system, on all of them.
+	 */
+	past.nepochs = 0;
+	if (past.moved)
+		past.nepochs += same_system ? Max(ntimelines, 1) : GetWALInsertionTimeLine();
+	if (past.restored)
+		past.nepochs++;
+	return past;
+}
+
+/*
+ * No lease that was granted lately has had a longer time to live, whatever this
+ * session's own distlock.max_ttl says.
+ */
+static int64
+longest_allowed(void)
+{
+	return Max(dl_max_ttl, dl_shared->max_ttl) * USECS_PER_SEC;
+}
+
+/*
+ * Bring the row up to date, but for the limit of tokens.  Returns the grace in
+ * microseconds.
+ */
+static int64
+settle_past(DlControl *control, const Past *past, bool first)
+{
+	int64		longest = Max(control->volatile_ttl, control->longest_ttl);
+
+	control->system_id = (int64) GetSystemIdentifier();
+	control->timeline = GetWALInsertionTimeLine();
+	control->database = MyDatabaseId;
+	if (past->moved)
+	{
+		if (dl_failover_grace == DL_GRACE_REPLAYED)
+			control->grace = Max(control->grace, longest);
+		else if (dl_failover_grace == DL_GRACE_STRICT)
+		{
+			control->grace = Max(control->grace,
+								 Max(longest, longest_allowed()));
+			control->strict = true;
+		}
+	}
+	else if (past->copied)
+	{
+		/* Nobody has had a lease of this database yet. */
+		control->volatile_ttl = control->longest_ttl = control->grace = 0;
+		control->strict = false;
+	}
+	return Max(control->grace, first ? control->volatile_ttl : 0);
+}
+
+static void
+log_grace(int64 grace, int64 opens_at)
+{
+	int64		left = opens_at - dl_now();
+
+	if (left > 0)
+		ereport(LOG,
+				(errmsg("distlock grants no leases in database with OID %u for another %lld ms",
+						MyDatabaseId, (long long) (left / 1000)),
+				 errdetail("Leases that the server does not know of any more may be held until %lld ms after its start or promotion.",
+						   (long long) (grace / 1000)),
+				 errhidestmt(true), errhidecontext(true)));
+}
+
+static void
+log_epoch(const Past *past, int64 floor)
+{
+	ereport(LOG,
+			(errmsg("fencing tokens of database with OID %u go on above %lld",
+					MyDatabaseId, (long long) floor),
+			 past->moved ?
+			 errdetail("The server is on a timeline or system on which they were not handed out before.") :
+			 errdetail("The database has been restored from a dump."),
+			 errhidestmt(true), errhidecontext(true)));
+}
+
+/* ---- Attaching ---- */
+
+/*
+ * Find the slot of our database, or take one, and bring slot and control row
+ * up to date.  Needs the relations of the file locked; takes the token lock.
+ */
+static DlDatabase *
+settle_database(const DlControlFile *file, const DlRecovery *recovery)
+{
+	DlDatabase *database;
+	DlControl	control;
+	Past		past;
+	int64		sequence_limit;
+	int64		known;
+	int64		floor;
+	int64		grace;
+	bool		first;
+	bool		raise;
+
+	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	database = find_slot();
+	first = database == NULL;
+	if (first)
+		database = take_slot();
+	known = (int64) pg_atomic_read_u64(&database->supply.limit);
+	control = dl_control_read(file, &sequence_limit);
+	past = find_past(&control, sequence_limit, known);
+
+	raise = dl_supply_may_raise(&database->supply, file);
+	floor = Max(known, Max(control.token_limit, sequence_limit));
+	if (past.nepochs > 0)
+		floor = Max((floor >> DL_EPOCH_SHIFT) + past.nepochs,
+					(int64) GetWALInsertionTimeLine()) << DL_EPOCH_SHIFT;
+	grace = settle_past(&control, &past, first);
+	control.lease_pages = Max(control.lease_pages, recovery->npages);
+	dl_supply_open(database, file, &control, floor, raise, grace);
+	database->grace_noted = control.grace > 0;
+	database->strict = control.strict;
+	database->database = MyDatabaseId;
+	LWLockRelease(dl_shared->token_lock);
+
+	if (past.nepochs > 0)
+		log_epoch(&past, floor);
+	if (grace > 0 && first)
+		log_grace(grace, (int64) pg_atomic_read_u64(&database->supply.opens_at));
+	return database;
+}
+
+static void
+attach(const DlExtension *extension)
+{
+	DlControlFile file;
+	DlRecovery	recovery;
+	DlDatabase *database;
+
+	(void) dl_control_open(extension, true, &file);
+	dl_recovery_read(extension, &file, &recovery);
+	database = settle_database(&file, &recovery);
+	dl_recovery_finish(&recovery, database);
+
+	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	database->extension = *extension;
+	LWLockRelease(dl_shared->token_lock);
+	my_database = database;
+	dl_control_close(&file);
+}
+
+/*
+ * Our database as this installation of the extension has it.  At the first
+ * use, brings back its leases: may then write and flush WAL, wait for a lock on
+ * our relations, and throw, 53400 if the leases do not fit.  Needs a
+ * transaction and no LWLock held, on a server that is not in recovery.
+ */
+DlDatabase *
+dl_database_attach(const DlExtension *extension)
+{
+	LOCKTAG		tag;
+
+	if (likely(is_attached(extension)))
+		return my_database;
+	set_attach_tag(&tag);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (!is_attached(extension))
+		attach(extension);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	return my_database;
+}
+
+/*
+ * The extension, or with an invalid "extension" the whole database, has been
+ * dropped.  Cannot throw; takes the token lock.
+ */
+void
+dl_database_forget(Oid database, Oid extension)
+{
+	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < dl_shared->ndatabases; i++)
+	{
+		DlDatabase *slot = &dl_shared->databases[i];
+
+		if (slot->database != database)
+			continue;
+		if (!OidIsValid(extension))
+			slot->database = InvalidOid;
+		if (!OidIsValid(extension) || slot->extension.oid == extension)
+			slot->extension.oid = InvalidOid;
+	}
+	LWLockRelease(dl_shared->token_lock);
+}
+
+/*
+ * Forget the leases whose images are damaged, so that the database can be used
+ * again: nobody is granted anything until they must have expired.  Returns how
+ * many slots that are; if none, does nothing.  Throws 55000 when the leases are
+ * in use.
+ */
+int
+dl_database_discard_damaged(const DlExtension *extension)
+{
+	DlControlFile file;
+	DlControl	control;
+	int64		sequence_limit;
+	LOCKTAG		tag;
+	int			n;
+
+	set_attach_tag(&tag);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (is_attached(extension))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the leases of this database are in use"),
+				 errdetail("All of them have been read without finding any damaged."),
+				 errhint("To have them read again, restart the server.")));
+	(void) dl_control_open(extension, true, &file);
+	control = dl_control_read(&file, &sequence_limit);
+	n = dl_recovery_find_damaged(extension, &control, false);
+	if (n > 0)
+	{
+		/* First the grace, so that a crash cannot come in between. */
+		LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+		control = dl_control_read(&file, &sequence_limit);
+		control.grace = Max(Max(control.grace, longest_allowed()),
+							Max(control.volatile_ttl, control.longest_ttl));
+		XLogFlush(dl_control_write(&file, &control));
+		LWLockRelease(dl_shared->token_lock);
+
+		(void) dl_recovery_find_damaged(extension, &control, true);
+
+		LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+		control = dl_control_read(&file, &sequence_limit);
+		control.lease_pages = 0;
+		XLogFlush(dl_control_write(&file, &control));
+		LWLockRelease(dl_shared->token_lock);
+	}
+	dl_control_close(&file);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	return n;
+}
