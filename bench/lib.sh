@@ -2,12 +2,28 @@
 # scripts/lib.sh.  Scripts for pgbench are measured in turn, round by round, in
 # one run on one server; what counts are the ratios within a round.
 
+# rate FOLDER SECONDS CLIENTS SCRIPT: how often a second the script runs.  A
+# benchmark may redefine it for what pgbench does not do.
+rate()
+{
+	pgbench_rate "$@"
+}
+
+pgbench_rate()
+{
+	local out
+
+	out=$("$pg_bin/pgbench" -n -M prepared -c "$3" -j 2 -T "$2" \
+		-D token=0 -f "$1/$4.sql" 2>&1) || die "$out"
+	sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out"
+}
+
 # measure FOLDER ROUNDS SECONDS CLIENTS SCRIPT...: run them, print the medians.
 # Every other round goes backwards, so that none always follows the same one.
 measure()
 {
 	local folder=$1 rounds=$2 seconds=$3 clients=$4
-	local round script out order
+	local round script order
 
 	shift 4
 	say "$rounds rounds of $seconds s, $clients clients, $(nproc) cores, $(psql -X -A -t -c 'SHOW server_version')"
@@ -15,9 +31,7 @@ measure()
 		order=("$@")
 		[ $((round % 2)) -eq 1 ] || order=($(printf '%s\n' "$@" | tac))
 		for script in "${order[@]}"; do
-			out=$("$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -T "$seconds" \
-				-D token=0 -f "$folder/$script.sql" 2>&1) || die "$out"
-			sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out" >>"$work/$script.tps"
+			rate "$folder" "$seconds" "$clients" "$script" >>"$work/$script.tps"
 			printf '%s %.0f  ' "$script" "$(tail -n 1 "$work/$script.tps")"
 		done
 		echo
