@@ -176,7 +176,12 @@ dl_chores_start(void)
 	for (int i = 0; i < dl_shared->ndatabases; i++)
 		if (OidIsValid(dl_shared->databases[i].database) ||
 			OidIsValid(chores[i].database))
-			next = Min(next, look_at(&dl_shared->databases[i], &chores[i], now));
+		{
+			/* Min() evaluates its arguments twice. */
+			int64		look_again = look_at(&dl_shared->databases[i], &chores[i], now);
+
+			next = Min(next, look_again);
+		}
 	return next;
 }
 

@@ -287,10 +287,10 @@ sleep_until(int64 deadline)
 	CHECK_FOR_INTERRUPTS();
 	if (deadline < DL_FOREVER)
 	{
-		int64		usecs = Max(deadline - dl_now(), 0);
+		int64		usecs = deadline - dl_now();
 
 		events |= WL_TIMEOUT;
-		timeout = (long) Min((usecs + 999) / 1000, INT_MAX);
+		timeout = (long) Min((Max(usecs, 0) + 999) / 1000, INT_MAX);
 	}
 	(void) WaitLatch(MyLatch, events, timeout, dl_acquire_wait_event());
 	ResetLatch(MyLatch);

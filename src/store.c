@@ -28,6 +28,7 @@
 #include "replication/syncrep.h"
 #include "replication/walsender_private.h"
 #include "storage/bufmgr.h"
+#include "storage/latch.h"
 #include "utils/rel.h"
 
 #include "compat.h"
@@ -42,6 +43,10 @@
  * or is about to.
  */
 #define MAX_CONDEMNED 64
+
+/* How long a chore waits for standbys: so often, so many milliseconds. */
+#define SOON_TRIES		10
+#define SOON_PAUSE		50
 
 typedef struct Condemned
 {
@@ -360,7 +365,11 @@ dl_store_clear_leftovers(const DlExtension *extension, const DlKey *key)
 		XLogRecPtr	lsn = InvalidXLogRecPtr;
 
 		for (int i = 0; i < n; i++)
-			lsn = Max(lsn, clear_image(rel, extension, database, &leftovers[i]));
+		{
+			XLogRecPtr	cleared = clear_image(rel, extension, database, &leftovers[i]);
+
+			lsn = Max(lsn, cleared);
+		}
 		dl_table_close(rel, DL_TABLE_CLEAR);
 		dl_store_flush(lsn);
 
@@ -377,8 +386,30 @@ dl_store_clear_leftovers(const DlExtension *extension, const DlKey *key)
 }
 
 /*
- * Clear all stale images of this extension.  Throws as dl_store_write().  The
- * table is not locked while we wait for the flush.
+ * Flush, and see whether the synchronous standbys follow soon.  Nobody waits for
+ * a chore, which should not keep others from the database while standbys are
+ * away.
+ */
+static bool
+flush_soon(XLogRecPtr lsn)
+{
+	dl_flush_wal(lsn);
+	for (int i = 0; i < SOON_TRIES; i++)
+	{
+		if (!dl_sync_standbys_lack(lsn))
+			return true;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 SOON_PAUSE, dl_acquire_wait_event());
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return false;
+}
+
+/*
+ * Clear all stale images of this extension, or as many as the synchronous
+ * standbys confirm soon.  Throws as dl_store_write().  The table is not locked
+ * meanwhile.
  */
 void
 dl_store_clear_stale(const DlExtension *extension)
@@ -392,17 +423,24 @@ dl_store_clear_stale(const DlExtension *extension)
 		Relation	rel = dl_table_open(extension, DL_TABLE_CLEAR);
 		XLogRecPtr	lsn = InvalidXLogRecPtr;
 		Leftover	leftover;
+		bool		gone;
 
 		while (ncondemned < MAX_CONDEMNED && partition < DL_NPARTITIONS)
 		{
 			if (condemn(extension, partition, NULL, true, &leftover))
-				lsn = Max(lsn, clear_image(rel, extension, database, &leftover));
+			{
+				XLogRecPtr	cleared = clear_image(rel, extension, database, &leftover);
+
+				lsn = Max(lsn, cleared);
+			}
 			else
 				partition++;
 		}
 		dl_table_close(rel, DL_TABLE_CLEAR);
-		dl_store_flush(lsn);
-		let_go(true);
+		gone = XLogRecPtrIsInvalid(lsn) || flush_soon(lsn);
+		let_go(gone);
+		if (!gone)
+			return;
 		CHECK_FOR_INTERRUPTS();
 	}
 }

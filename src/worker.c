@@ -56,10 +56,12 @@ next_deadline(void)
 	for (int p = 0; p < DL_NPARTITIONS; p++)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
+		int64		deadline;
 
 		dl_partition_lock(p, LW_SHARED);
-		next = Min(next, dl_engine_next_deadline(dl_shared->engine, p));
+		deadline = dl_engine_next_deadline(dl_shared->engine, p);
 		dl_partition_unlock(p, &fx);
+		next = Min(next, deadline);
 	}
 	return next;
 }
@@ -101,6 +103,8 @@ dl_worker_main(Datum arg)
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 		long		timeout = -1;
 		int64		next;
+		int64		chores_at;
+		int64		barriers_at;
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
@@ -120,7 +124,10 @@ dl_worker_main(Datum arg)
 		pg_atomic_write_u32(&dl_shared->worker_asleep, 1);
 		pg_memory_barrier();
 		dl_lease_sweep();
-		next = Min(next_deadline(), Min(settle_barriers(), dl_chores_start()));
+		next = next_deadline();
+		chores_at = dl_chores_start();
+		barriers_at = settle_barriers();
+		next = Min(next, Min(chores_at, barriers_at));
 		if (next < DL_FOREVER)
 		{
 			int64		nap = next - dl_now();
