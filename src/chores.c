@@ -136,9 +136,12 @@ look_at(DlDatabase *database, Chores *chores, int64 now)
 	if (!OidIsValid(oid) || !OidIsValid(database->extension.oid) ||
 		(stale == DL_FOREVER && !high))
 	{
+		int64		opens_at = (int64) pg_atomic_read_u64(&database->supply.opens_at);
+
+		/* What a grace has kept high can be lowered when it is over. */
 		chores->since = 0;
 		chores->pause = SHORTEST_PAUSE;
-		return DL_FOREVER;
+		return opens_at > now ? opens_at : DL_FOREVER;
 	}
 
 	/* A busy database overwrites its stale images soon enough. */

@@ -258,6 +258,7 @@ attach(const DlExtension *extension)
 	LWLockRelease(dl_shared->token_lock);
 	my_database = database;
 	dl_control_close(&file);
+	dl_wake_worker();			/* the row may be high */
 }
 
 /*

@@ -260,6 +260,7 @@ refill(const DlExtension *extension, const int *wanted, int64 tokens, bool wait)
 		{
 			control = dl_control_read(&file, &sequence_limit);
 			open_buckets(&database->supply, &control);
+			dl_wake_worker();	/* it sees to it if no lease follows */
 		}
 		buckets = is_wanting(&database->supply, wanted, 0);
 		if (is_wanting(&database->supply, wanted, tokens))
