@@ -136,7 +136,7 @@ look_at(DlDatabase *database, Chores *chores, int64 now)
 	if (!OidIsValid(oid) || !OidIsValid(database->extension.oid) ||
 		(stale == DL_FOREVER && !high))
 	{
-		int64		opens_at = (int64) pg_atomic_read_u64(&database->supply.opens_at);
+		int64		opens_at = dl_opens_at(&database->supply);
 
 		/* What a grace has kept high can be lowered when it is over. */
 		chores->since = 0;
@@ -188,23 +188,6 @@ dl_chores_start(void)
 	return next;
 }
 
-/* The slot of this database, if it is attached. */
-static DlDatabase *
-find_database(Oid oid, DlExtension *extension)
-{
-	DlDatabase *found = NULL;
-
-	LWLockAcquire(dl_shared->token_lock, LW_SHARED);
-	for (int i = 0; i < dl_shared->ndatabases; i++)
-		if (dl_shared->databases[i].database == oid)
-		{
-			found = &dl_shared->databases[i];
-			*extension = found->extension;
-		}
-	LWLockRelease(dl_shared->token_lock);
-	return found;
-}
-
 /* The short-lived worker. */
 void
 dl_chores_main(Datum arg)
@@ -220,7 +203,13 @@ dl_chores_main(Datum arg)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	pgstat_report_activity(STATE_RUNNING, "tidying up the lease table");
-	database = find_database(oid, &extension);
+	database = dl_database_find();
+	if (database != NULL)
+	{
+		LWLockAcquire(dl_shared->token_lock, LW_SHARED);
+		extension = database->extension;
+		LWLockRelease(dl_shared->token_lock);
+	}
 	if (database != NULL &&
 		SearchSysCacheExists1(RELOID, ObjectIdGetDatum(extension.lease_table)))
 	{

@@ -58,7 +58,7 @@ take_slot(void)
 		if (OidIsValid(database->database))
 			continue;
 		dl_supply_init(&database->supply);
-		pg_atomic_write_u32(&database->free_block, 0);
+		pg_atomic_init_u32(&database->free_block, 0);
 		database->extension.oid = InvalidOid;
 		database->grace_noted = database->strict = false;
 		database->row_version = 0;
@@ -72,8 +72,12 @@ take_slot(void)
 			 errhint("Increase \"distlock.max_leases\", which sizes this too, and restart the server.")));
 }
 
-static bool
-is_attached(const DlExtension *extension)
+/*
+ * Our database, attached or not, or null when it has not been used since the
+ * start.  Takes the token lock at the first call; cannot throw.
+ */
+DlDatabase *
+dl_database_find(void)
 {
 	if (my_database == NULL)
 	{
@@ -81,7 +85,15 @@ is_attached(const DlExtension *extension)
 		my_database = find_slot();
 		LWLockRelease(dl_shared->token_lock);
 	}
-	return my_database != NULL && my_database->extension.oid == extension->oid;
+	return my_database;
+}
+
+static inline bool
+is_attached(const DlExtension *extension)
+{
+	DlDatabase *database = dl_database_find();
+
+	return database != NULL && database->extension.oid == extension->oid;
 }
 
 /* Those who attach in this database do so one after the other. */
@@ -210,7 +222,6 @@ settle_database(const DlControlFile *file, const DlRecovery *recovery)
 	int64		floor;
 	int64		grace;
 	bool		first;
-	bool		raise;
 
 	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
 	database = find_slot();
@@ -221,14 +232,13 @@ settle_database(const DlControlFile *file, const DlRecovery *recovery)
 	control = dl_control_read(file, &sequence_limit);
 	past = find_past(&control, sequence_limit, known);
 
-	raise = dl_supply_may_raise(&database->supply, file);
 	floor = Max(known, Max(control.token_limit, sequence_limit));
 	if (past.nepochs > 0)
 		floor = Max((floor >> DL_EPOCH_SHIFT) + past.nepochs,
 					(int64) GetWALInsertionTimeLine()) << DL_EPOCH_SHIFT;
 	grace = settle_past(&control, &past, first);
 	control.lease_pages = Max(control.lease_pages, recovery->npages);
-	dl_supply_open(database, file, &control, floor, raise, grace);
+	dl_supply_open(database, file, &control, floor, grace);
 	database->grace_noted = control.grace > 0;
 	database->strict = control.strict;
 	database->database = MyDatabaseId;
@@ -237,7 +247,7 @@ settle_database(const DlControlFile *file, const DlRecovery *recovery)
 	if (past.nepochs > 0)
 		log_epoch(&past, floor);
 	if (grace > 0 && first)
-		log_grace(grace, (int64) pg_atomic_read_u64(&database->supply.opens_at));
+		log_grace(grace, dl_opens_at(&database->supply));
 	return database;
 }
 

@@ -80,7 +80,7 @@ define_settings(void)
 	DefineCustomIntVariable("distlock.max_ttl",
 							"Sets the longest time to live a lease may ask for.",
 							NULL,
-							&dl_max_ttl, 24 * 60 * 60, 1, 10 * 365 * 24 * 60 * 60,
+							&dl_max_ttl, 24 * 60 * 60, 1, DL_TTL_LONGEST / USECS_PER_SEC,
 							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomBoolVariable("distlock.durable",
 							 "Sets whether leases of scope \"lease\" outlive a crash of the server, unless the acquire says.",

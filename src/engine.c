@@ -336,12 +336,6 @@ dl_ttl_bucket(int64 ttl)
 	return 4 * log + ((x >> log) & 3) + 1;
 }
 
-static inline int
-bucket_of(DlScope scope, int64 ttl)
-{
-	return scope == DL_SCOPE_LEASE ? dl_ttl_bucket(ttl) : -1;
-}
-
 /*
  * Count a lease in this bucket, unless it is not open.  Counts first, then
  * looks, where supply.c closes first, then looks: one of us sees the other.
@@ -390,13 +384,7 @@ draw_token(DlSupply *supply, DlKept kept, int bucket, DlEffects *fx)
 static inline bool
 is_open(DlSupply *supply, int64 now)
 {
-	return (int64) pg_atomic_read_u64(&supply->opens_at) <= now;
-}
-
-static inline DlKept
-kept_as(bool durable)
-{
-	return durable ? DL_DURABLE : DL_VOLATILE;
+	return dl_opens_at(supply) <= now;
 }
 
 static inline int64
@@ -517,7 +505,7 @@ end_lease(DlLease *lease, DlPartition *part, DlCause cause, int64 now,
 		dl_deadline_remove(part, lease);
 	if (told)
 		dlist_delete(&lease->token_link);
-	uncount_lease(lock->supply, kept_as(lease->durable), lease->bucket);
+	uncount_lease(lock->supply, dl_kept_as(lease->durable), lease->bucket);
 
 	if (!told && cause != DL_UNDONE)
 	{
@@ -602,7 +590,7 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 			return DL_FOREVER;
 		other = dl_engine_conflict(lock, lease->mode);
 		return Max(other == NULL ? now : other->deadline,
-				   (int64) pg_atomic_read_u64(&lock->supply->opens_at));
+				   dl_opens_at(lock->supply));
 	}
 	other = dlist_container(DlLease, lock_link,
 							dlist_prev_node(&lock->queue, &lease->lock_link));
@@ -655,7 +643,7 @@ settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 		if (is_blocked(part, lock, head->mode, now, fx) ||
 			!is_open(lock->supply, now) ||
 			dl_engine_is_barred(lock, head->mode) ||
-			(token = draw_token(lock->supply, kept_as(head->durable),
+			(token = draw_token(lock->supply, dl_kept_as(head->durable),
 								head->bucket, fx)) == 0)
 		{
 			check_timers(lock, head, now, fx);
@@ -699,7 +687,7 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 	dlist_node *node;
 	dlist_node *image = NULL;
 	DlVerdict	verdict = DL_TOLD;
-	int			bucket = bucket_of(request->scope, request->ttl);
+	int			bucket = dl_bucket_of(request->scope, request->ttl);
 	bool		wait = !is_open(request->supply, now);
 	int64		token = 0;
 
@@ -743,7 +731,7 @@ dl_engine_request(DlEngine *engine, const DlRequest *request,
 			verdict = DL_BARRED;
 	}
 	if (verdict == DL_TOLD && !wait &&
-		(token = draw_token(request->supply, kept_as(request->durable), bucket, fx)) == 0)
+		(token = draw_token(request->supply, dl_kept_as(request->durable), bucket, fx)) == 0)
 		verdict = DL_NO_TOKEN;
 	if (verdict != DL_TOLD)
 	{
@@ -932,9 +920,9 @@ dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl, int64 now,
 	Assert(lease->state == DL_LIVE && before > now);
 	if (bucket != lease->bucket)
 	{
-		if (!count_lease(lease->lock->supply, kept_as(lease->durable), bucket, fx))
+		if (!count_lease(lease->lock->supply, dl_kept_as(lease->durable), bucket, fx))
 			return false;
-		uncount_lease(lease->lock->supply, kept_as(lease->durable), lease->bucket);
+		uncount_lease(lease->lock->supply, dl_kept_as(lease->durable), lease->bucket);
 		lease->bucket = bucket;
 	}
 	lease->ttl = ttl;

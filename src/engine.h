@@ -91,6 +91,9 @@ typedef struct DlKey
 	char		name[DL_NAME_MAX + 1];
 } DlKey;
 
+/* What distlock.max_ttl allows at most: ten years, in microseconds. */
+#define DL_TTL_LONGEST		(INT64CONST(10) * 365 * 86400 * 1000000)
+
 /*
  * Leases that a crash could take from their holders, or that a failover could,
  * are counted by their time to live, in buckets of a quarter of an octave.
@@ -505,6 +508,26 @@ dl_engine_pinning(DlLease *lease)
 	}
 	Assert(false);
 	return NULL;
+}
+
+/* Nothing is granted before.  Atomic reads take no pointers to constants. */
+static inline int64
+dl_opens_at(DlSupply *supply)
+{
+	return (int64) pg_atomic_read_u64(&supply->opens_at);
+}
+
+static inline DlKept
+dl_kept_as(bool durable)
+{
+	return durable ? DL_DURABLE : DL_VOLATILE;
+}
+
+/* In which bucket a lease counts; -1 for scopes that no crash takes away. */
+static inline int
+dl_bucket_of(DlScope scope, int64 ttl)
+{
+	return scope == DL_SCOPE_LEASE ? dl_ttl_bucket(ttl) : -1;
 }
 
 /* Does a barrier keep a request of this mode from the lock? */

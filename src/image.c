@@ -34,9 +34,16 @@ is_of(const DlImage *image, const DlKey *key)
 		image->extension == key->extension;
 }
 
+/* From now on the image may be found, by the key of its lock. */
 static void
-link_image(DlEngine *engine, DlPartition *part, DlImage *image)
+link_image(DlEngine *engine, DlPartition *part, DlImage *image, const DlKey *key,
+		   int64 token, int64 ttl)
 {
+	image->database = key->database;
+	image->extension = key->extension;
+	image->hash = key->hash;
+	image->token = token;
+	image->ttl = ttl;
 	dlist_push_head(image_bucket(engine, image->hash), &image->link);
 	image->linked = true;
 	part->nimages++;
@@ -95,15 +102,7 @@ dl_image_attach(DlLease *lease, dlist_node *node)
 void
 dl_image_link(DlEngine *engine, DlPartition *part, DlLease *lease)
 {
-	const DlKey *key = &lease->lock->key;
-	DlImage    *image = lease->image;
-
-	image->database = key->database;
-	image->extension = key->extension;
-	image->hash = key->hash;
-	image->token = lease->token;
-	image->ttl = lease->ttl;
-	link_image(engine, part, image);
+	link_image(engine, part, lease->image, &lease->lock->key, lease->token, lease->ttl);
 }
 
 /*
@@ -167,16 +166,10 @@ void
 dl_image_add_stale(DlEngine *engine, DlPartition *part,
 				   const DlRecovered *recovered, dlist_node *node, int64 now)
 {
-	const DlKey *key = &recovered->key;
 	DlImage    *image = dlist_container(DlImage, link, node);
 
-	image->database = key->database;
-	image->extension = key->extension;
-	image->hash = key->hash;
-	image->token = recovered->token;
-	image->ttl = recovered->ttl;
 	image->place = recovered->place;
-	link_image(engine, part, image);
+	link_image(engine, part, image, &recovered->key, recovered->token, recovered->ttl);
 	make_stale(part, image, now);
 }
 

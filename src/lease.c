@@ -64,7 +64,7 @@ describe(DlLock *lock, int64 now, Obstacle *obstacle)
 		return;
 	obstacle->barred = dl_engine_is_barred(lock, DL_EXCLUSIVE);
 	obstacle->nwaiting = lock->nwaiting;
-	obstacle->opens_in = (int64) pg_atomic_read_u64(&lock->supply->opens_at) - now;
+	obstacle->opens_in = dl_opens_at(lock->supply) - now;
 	dlist_foreach(iter, &lock->leases)
 	{
 		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
@@ -357,9 +357,8 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 	request->backend = dl_my_backend();
 	request->generation = dl_session_start();
 	request->pid = MyProcPid;
-	request->supply = dl_supply_for(extension, request->durable ? DL_DURABLE : DL_VOLATILE,
-									request->scope == DL_SCOPE_LEASE ?
-									dl_ttl_bucket(request->ttl) + 1 : 0);
+	request->supply = dl_supply_for(extension, dl_kept_as(request->durable),
+									dl_bucket_of(request->scope, request->ttl));
 	dl_txn_reserve(1);
 
 	if (wait > 0 && pg_add_s64_overflow(dl_now(), wait, &wait_end))
@@ -429,7 +428,7 @@ dl_lease_acquire(const DlExtension *extension, DlRequest *request,
 			case DL_BUSY:
 				over = true;
 				describe(dl_engine_find_lock(engine, &request->key), now, &obstacle);
-				obstacle.opens_in = (int64) pg_atomic_read_u64(&request->supply->opens_at) - now;
+				obstacle.opens_in = dl_opens_at(request->supply) - now;
 				break;
 			case DL_AGAIN:
 				/* We came too late; join the queue again, if there is time. */
@@ -636,7 +635,7 @@ dl_lease_renew(const DlExtension *extension, const DlKey *key, int64 token,
 			/* The disk must not say less than the holder is told. */
 			serial = lease->serial;
 			dl_lease_unlock(partition, &fx);
-			(void) dl_supply_for(extension, DL_DURABLE, dl_ttl_bucket(ttl) + 1);
+			(void) dl_supply_for(extension, DL_DURABLE, dl_ttl_bucket(ttl));
 			stored = dl_store_write(extension, key, lease, serial, ttl);
 			continue;
 		}

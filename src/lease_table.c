@@ -442,6 +442,7 @@ dl_table_lock_vacant(Relation rel, const DlExtension *extension,
 		BlockNumber nblocks = RelationGetNumberOfBlocks(rel);
 		Buffer		buffer;
 		Page		page;
+		OffsetNumber nslots;
 
 		if (block >= nblocks)
 		{
@@ -459,8 +460,8 @@ dl_table_lock_vacant(Relation rel, const DlExtension *extension,
 			note_pages(extension, block + 1);
 			continue;
 		}
-		for (OffsetNumber offset = FirstOffsetNumber;
-			 dl_page_is_sound(page) && offset <= DL_SLOTS_PER_PAGE; offset++)
+		nslots = dl_page_is_sound(page) ? DL_SLOTS_PER_PAGE : 0;
+		for (OffsetNumber offset = FirstOffsetNumber; offset <= nslots; offset++)
 			if (dl_image_is_vacant(dl_page_image(page, offset)))
 			{
 				place->file = dl_file_of(rel);

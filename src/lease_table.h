@@ -23,9 +23,6 @@
 
 #define DL_IMAGE_FORMAT	1
 
-/* What distlock.max_ttl allows at most: ten years, in microseconds. */
-#define DL_TTL_LONGEST	(INT64CONST(10) * 365 * 86400 * 1000000)
-
 /*
  * An image on disk, and the value of type distlock_image.  A later format keeps
  * its length and the meaning of the first two fields.

@@ -24,9 +24,20 @@
 
 /* ---- Reading ---- */
 
+/* What is wrong with an image; null if nothing is. */
+static const char *
+damage_of(const DlImageData *image, DlImageCheck check, int64 token_limit)
+{
+	if (check == DL_CHECK_DAMAGED)
+		return "the image does not match its checksum, or its values are impossible";
+	if (check == DL_CHECK_LEASE && image->token > token_limit)
+		return "its token is one that has not been handed out yet";
+	return NULL;
+}
+
 static void
-add_lease(DlRecovery *recovery, const DlExtension *extension,
-		  const DlImageData *image, DlPlace place)
+add_lease(DlRecovery *recovery, const DlKey *key, const DlImageData *image,
+		  DlPlace place)
 {
 	DlRecovered *lease;
 
@@ -38,7 +49,7 @@ add_lease(DlRecovery *recovery, const DlExtension *extension,
 			repalloc_huge(recovery->leases, recovery->max_leases * sizeof(DlRecovered));
 	}
 	lease = &recovery->leases[recovery->nleases++];
-	dl_make_key(image->name, image->name_len, extension, &lease->key);
+	lease->key = *key;
 	lease->place = place;
 	lease->token = image->token;
 	lease->ttl = image->ttl;
@@ -50,47 +61,38 @@ add_lease(DlRecovery *recovery, const DlExtension *extension,
 
 /*
  * Take in one image.  Its page is locked, so one that the engine knows of stays
- * as it is until we have looked.
+ * as it is until we have looked.  Returns whether its slot is vacant.
  */
-static void
+static bool
 read_image(Relation rel, const DlExtension *extension, const DlImageData *image,
 		   DlPlace place, DlRecovery *recovery)
 {
+	DlImageCheck check = dl_image_check(image);
+	const char *damage = damage_of(image, check, recovery->token_limit);
 	DlEffects	fx = DL_NO_EFFECTS;
 	DlKey		key;
 	bool		known;
 
-	switch (dl_image_check(image))
-	{
-		case DL_CHECK_EMPTY:
-			return;
-		case DL_CHECK_LEASE:
-			break;
-		case DL_CHECK_NEWER:
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("lease table \"%s\" has images of a newer format",
-							RelationGetRelationName(rel)),
-					 errdetail("Block %u, slot %u: format %d; this version of distlock reads format %d.",
-							   place.block, place.offset, image->format, DL_IMAGE_FORMAT),
-					 errhint("Install a newer version of distlock.")));
-			break;
-		case DL_CHECK_DAMAGED:
-			dl_table_report_damage(rel, place.block, place.offset,
-								   "the image does not match its checksum, or its values are impossible");
-	}
-	if (image->token > recovery->token_limit)
-		dl_table_report_damage(rel, place.block, place.offset,
-							   "its token is one that has not been handed out yet");
-	if (image->database != MyDatabaseId)
-		return;
+	if (damage != NULL)
+		dl_table_report_damage(rel, place.block, place.offset, damage);
+	if (check == DL_CHECK_NEWER)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("lease table \"%s\" has images of a newer format",
+						RelationGetRelationName(rel)),
+				 errdetail("Block %u, slot %u: format %d; this version of distlock reads format %d.",
+						   place.block, place.offset, image->format, DL_IMAGE_FORMAT),
+				 errhint("Install a newer version of distlock.")));
+	if (check == DL_CHECK_EMPTY || image->database != MyDatabaseId)
+		return true;
 
 	dl_make_key(image->name, image->name_len, extension, &key);
 	dl_partition_lock(dl_partition_of(key.hash), LW_SHARED);
 	known = dl_engine_find_image(dl_shared->engine, &key, image->token) != NULL;
 	dl_partition_unlock(dl_partition_of(key.hash), &fx);
 	if (!known)
-		add_lease(recovery, extension, image, place);
+		add_lease(recovery, &key, image, place);
+	return false;
 }
 
 static void
@@ -98,7 +100,6 @@ read_page(Relation rel, const DlExtension *extension, Page page,
 		  BlockNumber block, bool required, DlRecovery *recovery)
 {
 	DlPlace		place = {.file = dl_file_of(rel),.block = block};
-	bool		vacant = false;
 
 	if (PageIsNew(page) && !required)
 	{
@@ -111,14 +112,8 @@ read_page(Relation rel, const DlExtension *extension, Page page,
 		dl_table_report_damage(rel, block, InvalidOffsetNumber,
 							   PageIsNew(page) ? "the page is empty" : "the page has no proper slots");
 	for (place.offset = FirstOffsetNumber; place.offset <= DL_SLOTS_PER_PAGE; place.offset++)
-	{
-		const DlImageData *image = dl_page_image(page, place.offset);
-
-		read_image(rel, extension, image, place, recovery);
-		vacant = vacant || dl_image_is_vacant(image);
-	}
-	if (vacant)
-		recovery->first_vacant = Min(recovery->first_vacant, block);
+		if (read_image(rel, extension, dl_page_image(page, place.offset), place, recovery))
+			recovery->first_vacant = Min(recovery->first_vacant, block);
 }
 
 static void
@@ -242,10 +237,8 @@ find_damaged(Relation rel, Buffer buffer, int64 token_limit, bool discard)
 	for (OffsetNumber offset = FirstOffsetNumber; offset <= DL_SLOTS_PER_PAGE; offset++)
 	{
 		const DlImageData *image = dl_page_image(BufferGetPage(buffer), offset);
-		DlImageCheck check = dl_image_check(image);
 
-		if (check != DL_CHECK_DAMAGED &&
-			(check != DL_CHECK_LEASE || image->token <= token_limit))
+		if (damage_of(image, dl_image_check(image), token_limit) == NULL)
 			continue;
 		if (discard)
 			(void) dl_table_write(rel, buffer, offset, NULL);

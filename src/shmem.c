@@ -78,22 +78,7 @@ shmem_startup(void)
 
 		dl_shared->ndatabases = database_count();
 		dl_shared->databases = (DlDatabase *) memory;
-		for (int i = 0; i < dl_shared->ndatabases; i++)
-		{
-			DlDatabase *database = &dl_shared->databases[i];
-
-			memset(database, 0, sizeof(DlDatabase));
-			pg_atomic_init_u64(&database->supply.next, 1);
-			pg_atomic_init_u64(&database->supply.limit, 0);
-			pg_atomic_init_u64(&database->supply.opens_at, 0);
-			for (int kept = 0; kept < DL_NKEPT; kept++)
-			{
-				pg_atomic_init_u32(&database->supply.nbuckets[kept], 0);
-				for (int b = 0; b < DL_TTL_BUCKETS; b++)
-					pg_atomic_init_u32(&database->supply.live[kept][b], 0);
-			}
-			pg_atomic_init_u32(&database->free_block, 0);
-		}
+		memset(dl_shared->databases, 0, database_count() * sizeof(DlDatabase));
 		memory += MAXALIGN(database_count() * sizeof(DlDatabase));
 
 		dl_shared->sessions = (DlSession *) memory;

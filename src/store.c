@@ -399,7 +399,7 @@ flush_soon(XLogRecPtr lsn)
 		if (!dl_sync_standbys_lack(lsn))
 			return true;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 SOON_PAUSE, dl_acquire_wait_event());
+						 SOON_PAUSE, WAIT_EVENT_SYNC_REP);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -51,14 +51,14 @@
 void
 dl_supply_init(DlSupply *supply)
 {
-	pg_atomic_write_u64(&supply->next, 1);
-	pg_atomic_write_u64(&supply->limit, 0);
-	pg_atomic_write_u64(&supply->opens_at, 0);
+	pg_atomic_init_u64(&supply->next, 1);
+	pg_atomic_init_u64(&supply->limit, 0);
+	pg_atomic_init_u64(&supply->opens_at, 0);
 	for (int kept = 0; kept < DL_NKEPT; kept++)
 	{
-		pg_atomic_write_u32(&supply->nbuckets[kept], 0);
+		pg_atomic_init_u32(&supply->nbuckets[kept], 0);
 		for (int b = 0; b < DL_TTL_BUCKETS; b++)
-			pg_atomic_write_u32(&supply->live[kept][b], 0);
+			pg_atomic_init_u32(&supply->live[kept][b], 0);
 	}
 }
 
@@ -119,8 +119,8 @@ longest_ttl(int nbuckets)
  * this transaction would forget it, but for the first one: a table for which no
  * token has been issued yet may be as short-lived as it likes.
  */
-bool
-dl_supply_may_raise(DlSupply *supply, const DlControlFile *file)
+static bool
+may_raise(DlSupply *supply, const DlControlFile *file)
 {
 	if (dl_control_is_created(file))
 		return pg_atomic_read_u64(&supply->limit) == 0;
@@ -128,29 +128,39 @@ dl_supply_may_raise(DlSupply *supply, const DlControlFile *file)
 }
 
 /*
- * Write the row of a database that is being attached, with a range above the
- * floor unless "raise" is false, and open the supply as it says.  Needs the
- * token lock exclusively; may throw.
+ * The limit to be written when nothing above the floor has been handed out: one
+ * that leaves a range, if there are not so many tokens left or others have gone
+ * beyond what we know.
+ */
+static int64
+limit_for(DlSupply *supply, const DlControlFile *file, int64 floor, int64 tokens)
+{
+	if (may_raise(supply, file) &&
+		(tokens_left(supply) < tokens ||
+		 (uint64) floor > pg_atomic_read_u64(&supply->limit)))
+		return limit_above(floor);
+	return floor;
+}
+
+/*
+ * Write the row of a database that is being attached, and open the supply as it
+ * says.  Needs the token lock exclusively; may throw.
  */
 void
 dl_supply_open(DlDatabase *database, const DlControlFile *file,
-			   DlControl *control, int64 floor, bool raise, int64 grace)
+			   DlControl *control, int64 floor, int64 grace)
 {
 	DlSupply   *supply = &database->supply;
 	int64		opens_at;
 
-	if (raise && (tokens_left(supply) < LOW_TOKENS ||
-				  (uint64) floor > pg_atomic_read_u64(&supply->limit)))
-		control->token_limit = limit_above(floor);
-	else
-		control->token_limit = floor;
+	control->token_limit = limit_for(supply, file, floor, LOW_TOKENS);
 	XLogFlush(dl_control_write(file, control));
 	database->row_version++;
 	open_range(supply, floor, control->token_limit);
 	for (int kept = 0; kept < DL_NKEPT; kept++)
 		pg_atomic_write_u32(&supply->nbuckets[kept], buckets_of(control, kept));
 	opens_at = dl_accepting_since() + grace;
-	if (grace > 0 && opens_at > (int64) pg_atomic_read_u64(&supply->opens_at))
+	if (grace > 0 && opens_at > dl_opens_at(supply))
 		pg_atomic_write_u64(&supply->opens_at, opens_at);
 }
 
@@ -196,17 +206,14 @@ raise_row(DlDatabase *database, const DlControlFile *file, const int *wanted,
 	int64		known = (int64) pg_atomic_read_u64(&supply->limit);
 	int64		sequence_limit;
 	int64		floor;
-	bool		raise;
 	bool		raised = false;
 	XLogRecPtr	lsn;
 	DlControl	control = dl_control_read(file, &sequence_limit);
 
-	raise = dl_supply_may_raise(supply, file);
-	if (!raise && tokens_left(supply) <= 0)
+	if (!may_raise(supply, file) && tokens_left(supply) <= 0)
 		refuse_to_raise("reserve fencing tokens");
 	floor = Max(known, Max(control.token_limit, sequence_limit));
-	control.token_limit = raise && (tokens_left(supply) < tokens || floor > known) ?
-		limit_above(floor) : floor;
+	control.token_limit = limit_for(supply, file, floor, tokens);
 	for (int kept = 0; kept < DL_NKEPT; kept++)
 	{
 		if (buckets_of(&control, kept) >= wanted[kept])
@@ -278,18 +285,18 @@ refill(const DlExtension *extension, const int *wanted, int64 tokens, bool wait)
 }
 
 /*
- * The supply for a request that is about to enter and counts in the last of so
- * many buckets.  May write and flush WAL, wait for standbys or for a lock on our
+ * The supply for a request that is about to enter, and counts in this bucket or,
+ * if negative, in none.  May write and flush WAL, wait for standbys or for a lock on our
  * relations, and throw; needs a transaction and no LWLock held.
  */
 DlSupply *
-dl_supply_for(const DlExtension *extension, DlKept kept, int nbuckets)
+dl_supply_for(const DlExtension *extension, DlKept kept, int bucket)
 {
 	DlSupply   *supply = &dl_database_attach(extension)->supply;
 	int			wanted[DL_NKEPT] = {0};
 	int64		left = tokens_left(supply);
 
-	wanted[kept] = nbuckets;
+	wanted[kept] = bucket + 1;
 	if (is_wanting(supply, wanted, SCARCE_TOKENS))
 		refill(extension, wanted, LOW_TOKENS, true);
 	else if (left < LOW_TOKENS)
@@ -345,7 +352,7 @@ dl_supply_is_high(DlDatabase *database)
 {
 	DlSupply   *supply = &database->supply;
 
-	if (dl_now() < (int64) pg_atomic_read_u64(&supply->opens_at))
+	if (dl_now() < dl_opens_at(supply))
 		return false;
 	if (!is_high(supply, DL_DURABLE))
 		database->high_since = 0;
@@ -376,8 +383,8 @@ close_buckets(DlSupply *supply, DlKept kept)
 }
 
 /*
- * Lower the row to what is in use, and strike out a grace that is over.  Needs no LWLock held; may wait for a
- * lock on our relations, and throw.
+ * Lower the row to what is in use, and strike out a grace that is over.  Needs
+ * no LWLock held; may wait for a lock on our relations, and throw.
  */
 void
 dl_supply_lower(const DlExtension *extension, DlDatabase *database)
@@ -389,7 +396,7 @@ dl_supply_lower(const DlExtension *extension, DlDatabase *database)
 
 	(void) dl_control_open(extension, true, &file);
 	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
-	if (dl_now() >= (int64) pg_atomic_read_u64(&database->supply.opens_at))
+	if (dl_now() >= dl_opens_at(&database->supply))
 	{
 		close_buckets(&database->supply, DL_VOLATILE);
 		if (is_forgotten(database))

@@ -15,12 +15,10 @@
 
 extern void dl_supply_init(DlSupply *supply);
 extern void dl_supply_open(DlDatabase *database, const DlControlFile *file,
-						   DlControl *control, int64 floor, bool raise,
-						   int64 grace);
+						   DlControl *control, int64 floor, int64 grace);
 extern DlSupply *dl_supply_for(const DlExtension *extension, DlKept kept,
-							   int nbuckets);
+							   int bucket);
 extern void dl_supply_refill(const DlExtension *extension, const int *wanted);
-extern bool dl_supply_may_raise(DlSupply *supply, const DlControlFile *file);
 extern bool dl_supply_is_high(DlDatabase *database);
 extern void dl_supply_lower(const DlExtension *extension, DlDatabase *database);
 

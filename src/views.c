@@ -15,20 +15,24 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 
 #include "database.h"
 #include "extension.h"
 #include "functions.h"
+#include "lease_table.h"
 #include "shmem.h"
 
 PG_FUNCTION_INFO_V1(distlock_show_leases);
 PG_FUNCTION_INFO_V1(distlock_show_waiters);
 PG_FUNCTION_INFO_V1(distlock_show_stats);
+PG_FUNCTION_INFO_V1(distlock_show_images);
 
 /*
  * A copy of one record: the leases of a lock, each followed by the commits that
@@ -416,5 +420,78 @@ distlock_show_stats(PG_FUNCTION_ARGS)
 	values[i++] = Int64GetDatum(sum.commits_refused);
 	Assert(i == lengthof(values));
 	put_row(fcinfo, values, nulls);
+	return (Datum) 0;
+}
+
+static void
+put_image(FunctionCallInfo fcinfo, const DlImageData *image, DlImageCheck check,
+		  BlockNumber block, OffsetNumber offset)
+{
+	bool		is_lease = check == DL_CHECK_LEASE;
+	Datum		values[10] = {0};
+	bool		nulls[10] = {false};
+	int			i = 7;
+
+	if (is_lease)
+	{
+		values[0] = CStringGetTextDatum(image->name);
+		values[1] = Int64GetDatum(image->token);
+		values[2] = mode_text(image->mode);
+		values[3] = CStringGetTextDatum(image->holder);
+		values[4] = role_name(image->owner);
+		values[5] = TimestampTzGetDatum(image->granted_at);
+		values[6] = interval_of(image->ttl);
+	}
+	else
+		memset(nulls, true, i * sizeof(bool));
+	values[i++] = Int64GetDatum(block);
+	values[i++] = Int32GetDatum(offset);
+	values[i++] = BoolGetDatum(!is_lease);
+	Assert(i == lengthof(values));
+	put_row(fcinfo, values, nulls);
+}
+
+/*
+ * The rows of distlock_images.  A plain scan could see an image while it is
+ * overwritten, so each page is copied under its lock.
+ */
+Datum
+distlock_show_images(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = row_context();
+	MemoryContext outer;
+	DlExtension extension;
+	Relation	rel;
+	PGAlignedBlock page;
+
+	dl_require_library();
+	InitMaterializedSRF(fcinfo, 0);
+	extension = dl_extension_of(fcinfo->flinfo->fn_oid);
+	rel = dl_table_open(&extension, DL_TABLE_READ);
+	for (BlockNumber block = 0; block < RelationGetNumberOfBlocks(rel); block++)
+	{
+		Buffer		buffer = ReadBuffer(rel, block);
+		OffsetNumber nslots;
+
+		LockBuffer(buffer, BUFFER_LOCK_SHARE);
+		memcpy(page.data, BufferGetPage(buffer), BLCKSZ);
+		UnlockReleaseBuffer(buffer);
+		nslots = dl_page_is_sound((Page) page.data) ? DL_SLOTS_PER_PAGE : 0;
+		for (OffsetNumber offset = FirstOffsetNumber; offset <= nslots; offset++)
+		{
+			const DlImageData *image = dl_page_image((Page) page.data, offset);
+			DlImageCheck check = dl_image_check(image);
+
+			CHECK_FOR_INTERRUPTS();
+			if (check == DL_CHECK_EMPTY ||
+				(check == DL_CHECK_LEASE && image->database != MyDatabaseId))
+				continue;
+			outer = MemoryContextSwitchTo(context);
+			put_image(fcinfo, image, check, block, offset);
+			MemoryContextSwitchTo(outer);
+			MemoryContextReset(context);
+		}
+	}
+	dl_table_close(rel, DL_TABLE_READ);
 	return (Datum) 0;
 }
