@@ -2,12 +2,15 @@
 
 MODULE_big = distlock
 OBJS = \
+	src/acquire.o \
 	src/arguments.o \
 	src/barrier.o \
+	src/bridge.o \
 	src/chores.o \
 	src/control.o \
 	src/database.o \
 	src/deadline.o \
+	src/deadlock.o \
 	src/distlock.o \
 	src/engine.o \
 	src/extension.o \
@@ -18,14 +21,21 @@ OBJS = \
 	src/images.o \
 	src/lease.o \
 	src/lease_table.o \
+	src/memory.o \
+	src/obstacle.o \
 	src/protect.o \
+	src/queue.o \
 	src/recovery.o \
+	src/request_id.o \
+	src/restore.o \
 	src/session.o \
 	src/shmem.o \
 	src/store.o \
 	src/supply.o \
 	src/transaction.o \
 	src/views.o \
+	src/watch.o \
+	src/watcher.o \
 	src/worker.o
 PGFILEDESC = "distlock - lock service: leases with fencing tokens"
 

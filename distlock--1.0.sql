@@ -20,7 +20,8 @@ CREATE FUNCTION distlock_show_stats(
     OUT swept bigint,
     OUT guards bigint,
     OUT guards_refused bigint,
-    OUT commits_refused bigint)
+    OUT commits_refused bigint,
+    OUT deadlocks bigint)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -48,6 +49,7 @@ COMMENT ON COLUMN distlock_stats.swept IS 'Leases that the search for expired on
 COMMENT ON COLUMN distlock_stats.guards IS 'Guards: how often a transaction has bound its commit to a lease';
 COMMENT ON COLUMN distlock_stats.guards_refused IS 'Calls of distlock_guard() refused because the lease was lost (SQLSTATE LK001)';
 COMMENT ON COLUMN distlock_stats.commits_refused IS 'Commits and PREPARE TRANSACTIONs refused because a lease that guards them was lost (SQLSTATE LK001)';
+COMMENT ON COLUMN distlock_stats.deadlocks IS 'Requests that failed because their wait closed a cycle (SQLSTATE 40P01)';
 GRANT SELECT ON distlock_stats TO PUBLIC;
 
 CREATE FUNCTION distlock_show_leases(
@@ -122,6 +124,15 @@ COMMENT ON COLUMN distlock_waiters.blocked_by_tokens IS 'Tokens of the leases th
 COMMENT ON COLUMN distlock_waiters.blocked_by_pids IS 'Server processes of the leases, and of the requests ahead, that conflict with the request, without those whose session is gone; of an ended lease, those whose commits keep it; 0 for a prepared transaction';
 GRANT SELECT ON distlock_waiters TO PUBLIC;
 
+CREATE FUNCTION distlock_blocking_pids(pid integer)
+RETURNS integer[]
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_blocking_pids(integer) IS
+'Process IDs of the sessions that keep the one with the given process ID waiting for a lock of this database, as pg_blocking_pids() does for PostgreSQL''s own locks: they hold a lease in its way, keep one pinned by a commit in flight, or stand ahead of it. '
+'pid: null: returns null. '
+'An empty array if it does not wait for a lock, or only for leases whose sessions are gone; 0 stands for a prepared transaction';
+
 -- ---- The limit of tokens ----
 
 CREATE SEQUENCE distlock_token_seq;
@@ -189,7 +200,7 @@ CREATE TYPE distlock_image (
     OUTPUT = distlock_image_out,
     RECEIVE = distlock_image_recv,
     SEND = distlock_image_send,
-    INTERNALLENGTH = 424,
+    INTERNALLENGTH = 560,
     ALIGNMENT = double);
 COMMENT ON TYPE distlock_image IS
 'The image of a durable lease in distlock_lease_table, as the view distlock_images shows it; as text, its bytes in hex';
@@ -208,6 +219,8 @@ CREATE FUNCTION distlock_show_images(
     OUT owner name,
     OUT granted_at timestamptz,
     OUT ttl interval,
+    OUT max_holders integer,
+    OUT request_id text,
     OUT block bigint,
     OUT slot integer,
     OUT damaged boolean)
@@ -227,6 +240,8 @@ COMMENT ON COLUMN distlock_images.holder IS 'Label for people';
 COMMENT ON COLUMN distlock_images.owner IS 'Role that acquired the lease';
 COMMENT ON COLUMN distlock_images.granted_at IS 'When it was granted, on the wall clock';
 COMMENT ON COLUMN distlock_images.ttl IS 'Time to live that the lease has after a crash, counted from the start of the server; renewals for less leave it as it is';
+COMMENT ON COLUMN distlock_images.max_holders IS 'How many may hold the semaphore at once; null: it is none';
+COMMENT ON COLUMN distlock_images.request_id IS 'What the request is known by when it is repeated; null: none';
 COMMENT ON COLUMN distlock_images.block IS 'Block of distlock_lease_table';
 COMMENT ON COLUMN distlock_images.slot IS 'Slot in that block, from 1';
 COMMENT ON COLUMN distlock_images.damaged IS 'Does the image not match its checksum, or has it a newer format; then the columns before are null';
@@ -276,11 +291,14 @@ CREATE FUNCTION distlock_acquire(
     mode text DEFAULT 'exclusive',
     scope text DEFAULT 'lease',
     holder text DEFAULT NULL,
-    durable boolean DEFAULT NULL)
+    durable boolean DEFAULT NULL,
+    max_holders integer DEFAULT NULL,
+    request_id text DEFAULT NULL,
+    advisory_key bigint DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION distlock_acquire(text, interval, interval, text, text, text, boolean) IS
+COMMENT ON FUNCTION distlock_acquire(text, interval, interval, text, text, text, boolean, integer, text, bigint) IS
 'Acquires a lease of a lock and returns its fencing token. '
 'name: 1 to 255 bytes, not null. '
 'ttl: time to live, above zero and at most distlock.max_ttl, without months; null: distlock.default_ttl for scope lease, none for the other scopes. '
@@ -289,8 +307,12 @@ COMMENT ON FUNCTION distlock_acquire(text, interval, interval, text, text, text,
 'scope: lease, session or transaction: what ends the lease besides release and expiry; not null. '
 'holder: label for people, at most 127 bytes; null: application_name. '
 'durable: outlives a crash of the server, scope lease only; null: distlock.durable for scope lease, false for the others. '
+'max_holders: makes the lock a semaphore that so many may hold at once, above zero, whatever the mode; null: it is none. All who hold it or wait for it must give the same. '
+'request_id: 1 to 127 bytes; the same request of the same role again gets the same lease back while it is live, renewed, and takes over its place in the queue while it waits; null: each call is a request of its own. '
+'advisory_key: for scope session and transaction, holds this advisory lock as well, as pg_advisory_lock(bigint) does, shared unless the mode is exclusive; null: none. '
 'The lease is undone if the transaction or savepoint rolls back. '
-'Errors: 55P03 when the wait is over, 22004 for a null, 22023 for a value out of range, 53400 when distlock.max_leases is reached, '
+'Errors: 55P03 when the wait is over or another session has repeated the request, 22004 for a null, 22023 for a value out of range, another max_holders, or a request_id that stands for another request, '
+'40P01 when the wait closes a cycle, 53400 when distlock.max_leases is reached, '
 '55000 for a lock that this transaction has released, and for a durable lease that cannot be stored, 57014 when the wait for synchronous standbys is cancelled, 25006 on a standby';
 
 CREATE FUNCTION distlock_try_acquire(
@@ -300,13 +322,99 @@ CREATE FUNCTION distlock_try_acquire(
     mode text DEFAULT 'exclusive',
     scope text DEFAULT 'lease',
     holder text DEFAULT NULL,
-    durable boolean DEFAULT NULL)
+    durable boolean DEFAULT NULL,
+    max_holders integer DEFAULT NULL,
+    request_id text DEFAULT NULL,
+    advisory_key bigint DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION distlock_try_acquire(text, interval, interval, text, text, text, boolean) IS
-'As distlock_acquire(), but does not wait unless told to (wait: zero by default, null: no limit but lock_timeout), and returns null when the wait is over; '
+COMMENT ON FUNCTION distlock_try_acquire(text, interval, interval, text, text, text, boolean, integer, text, bigint) IS
+'As distlock_acquire(), but does not wait unless told to (wait: zero by default, null: no limit but lock_timeout), and returns null when the wait is over or another session has repeated the request; '
 'lock_timeout still raises 55P03';
+
+CREATE FUNCTION distlock_acquire_all(
+    names text[],
+    ttl interval DEFAULT NULL,
+    wait interval DEFAULT NULL,
+    mode text DEFAULT 'exclusive',
+    scope text DEFAULT 'lease',
+    holder text DEFAULT NULL,
+    durable boolean DEFAULT NULL,
+    max_holders integer DEFAULT NULL,
+    request_id text DEFAULT NULL,
+    advisory_key bigint DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_acquire_all(text[], interval, interval, text, text, text, boolean, integer, text, bigint) IS
+'Acquires leases of several locks, all or none, under one fencing token, which it returns. '
+'names: of 1 to 64 locks, each 1 to 255 bytes, in any order; the array and its elements not null; a name that occurs again counts once. '
+'The request stands in the queues of all its locks at once, and is granted when it is the turn of none but it in any. '
+'The other arguments and errors are those of distlock_acquire(). Each of the leases may be renewed, released and guarded by alone as well';
+
+CREATE FUNCTION distlock_try_acquire_all(
+    names text[],
+    ttl interval DEFAULT NULL,
+    wait interval DEFAULT '0',
+    mode text DEFAULT 'exclusive',
+    scope text DEFAULT 'lease',
+    holder text DEFAULT NULL,
+    durable boolean DEFAULT NULL,
+    max_holders integer DEFAULT NULL,
+    request_id text DEFAULT NULL,
+    advisory_key bigint DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_try_acquire_all(text[], interval, interval, text, text, text, boolean, integer, text, bigint) IS
+'As distlock_acquire_all(), but does not wait unless told to (wait: zero by default, null: no limit but lock_timeout), and returns null when the wait is over or another session has repeated the request; '
+'lock_timeout still raises 55P03';
+
+CREATE PROCEDURE distlock_lock(
+    name text,
+    INOUT token bigint DEFAULT NULL,
+    ttl interval DEFAULT NULL,
+    wait interval DEFAULT NULL,
+    mode text DEFAULT 'exclusive',
+    scope text DEFAULT 'lease',
+    holder text DEFAULT NULL,
+    durable boolean DEFAULT NULL,
+    max_holders integer DEFAULT NULL,
+    request_id text DEFAULT NULL,
+    advisory_key bigint DEFAULT NULL)
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+COMMENT ON PROCEDURE distlock_lock(text, bigint, interval, interval, text, text, text, boolean, integer, text, bigint) IS
+'As distlock_acquire(), but a call outside a transaction block commits what came before it in the same DO or procedure, and waits in a transaction of its own with no snapshot and no transaction ID, so that it holds back neither vacuum nor CREATE INDEX CONCURRENTLY. '
+'In a transaction block, a string of several statements, an exception block or a pipeline behind other statements it waits as the function does. '
+'token: what is given is of no account; returns the fencing token. '
+'The other arguments and errors are those of distlock_acquire()';
+
+CREATE FUNCTION distlock_watch(
+    name text,
+    token bigint,
+    wait interval DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_watch(text, bigint, interval) IS
+'Waits until the newest token under which the lock is held is another than the one given, and returns it, null if the lock is free. Does not hold the lock and does not stand in its queue; any role may watch. '
+'name: of the lock, 1 to 255 bytes, not null. '
+'token: null: the lock is free. '
+'wait: longest wait, after which the token is returned as it is; zero: do not wait, null: no limit. '
+'Errors: 22004 for a null name, 22023 for a value out of range, 55000 when the extension is dropped, 25006 on a standby';
+
+CREATE PROCEDURE distlock_watch_next(
+    name text,
+    INOUT token bigint,
+    wait interval DEFAULT NULL)
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+COMMENT ON PROCEDURE distlock_watch_next(text, bigint, interval) IS
+'As distlock_watch(), but outside a transaction block it waits with no snapshot and no transaction ID, as distlock_lock() does. '
+'token: the one known so far, null: the lock is free; returns what it is now. '
+'The other arguments and errors are those of distlock_watch()';
 
 CREATE FUNCTION distlock_renew(
     name text,
@@ -357,6 +465,52 @@ COMMENT ON FUNCTION distlock_guard(text, bigint) IS
 'Errors: LK001 when the lease is released or expired, or released by this transaction, now or at commit, 42501 without the privileges of its owner, '
 '55000 in a REPEATABLE READ or SERIALIZABLE transaction older than the lease, 53400 when guards are used up, '
 '22004 for a null, 22023 for a name out of range, 25006 on a standby';
+
+CREATE FUNCTION distlock_renew_all(
+    names text[],
+    token bigint,
+    ttl interval DEFAULT NULL)
+RETURNS timestamptz
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_renew_all(text[], bigint, interval) IS
+'As distlock_renew() for each of several leases under one token, after seeing that all of them are live; returns when the first expires. '
+'names: of 1 to 64 locks, the array and its elements not null. '
+'Errors: those of distlock_renew(), LK001 if any lease is lost';
+
+CREATE FUNCTION distlock_release_all(
+    names text[],
+    token bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_release_all(text[], bigint) IS
+'As distlock_release() for each of several leases under one token. '
+'names: of 1 to 64 locks, the array and its elements not null. '
+'Returns true; false when any of the locks is not held under this token any more, the others are released all the same. '
+'Errors: those of distlock_release()';
+
+CREATE FUNCTION distlock_check_all(
+    names text[],
+    token bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_check_all(text[], bigint) IS
+'Tells whether all of several leases under one token are live right now; any role may ask. '
+'names: of 1 to 64 locks, the array and its elements not null. '
+'Errors: those of distlock_check()';
+
+CREATE FUNCTION distlock_guard_all(
+    names text[],
+    token bigint)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION distlock_guard_all(text[], bigint) IS
+'As distlock_guard() for each of several leases under one token: this transaction commits only if all of them are live at its commit. '
+'names: of 1 to 64 locks, the array and its elements not null. '
+'Errors: those of distlock_guard(), LK001 if any lease is lost';
 
 CREATE FUNCTION distlock_force_release(
     name text)

@@ -8,8 +8,10 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
+#include "catalog/pg_type.h"
 #include "common/int.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -49,6 +51,16 @@ dl_make_key(const char *name, int len, const DlExtension *extension, DlKey *key)
 		hash_bytes_uint32(~key->extension);
 }
 
+/* Where a request is found by its id: each role has its own, in each database. */
+uint32
+dl_request_id_hash(const char *request_id, Oid owner, const DlKey *key)
+{
+	return hash_bytes((const unsigned char *) request_id, strlen(request_id)) ^
+		hash_bytes_uint32(owner) ^
+		hash_bytes_uint32(key->database + 1) ^
+		hash_bytes_uint32(~key->extension - 1);
+}
+
 void
 dl_arg_key(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
 		   DlKey *key)
@@ -58,6 +70,78 @@ dl_arg_key(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
 	refuse_null(fcinfo, arg, "lock name");
 	name = PG_GETARG_TEXT_PP(arg);
 	dl_make_key(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), extension, key);
+}
+
+static int
+compare_names(const void *a, const void *b)
+{
+	const DlKey *key_a = *(const DlKey *const *) a;
+	const DlKey *key_b = *(const DlKey *const *) b;
+	int			order = memcmp(key_a->name, key_b->name, Min(key_a->len, key_b->len));
+
+	return order != 0 ? order : (int) key_a->len - (int) key_b->len;
+}
+
+/*
+ * The locks of those names, each once, in the order of the array.  The result
+ * is allocated.
+ */
+DlKey *
+dl_arg_keys(FunctionCallInfo fcinfo, int arg, const DlExtension *extension,
+			int *nkeys)
+{
+	Datum	   *names;
+	bool	   *nulls;
+	int			nnames;
+	DlKey	   *keys;
+	DlKey	  **sorted;
+	int			n = 0;
+
+	refuse_null(fcinfo, arg, "lock names");
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(arg), TEXTOID, -1, false, TYPALIGN_INT,
+					  &names, &nulls, &nnames);
+	if (nnames == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lock names must not be empty"),
+				 errhint("Give an array of at least one name.")));
+	keys = palloc(nnames * sizeof(DlKey));
+	sorted = palloc(nnames * sizeof(DlKey *));
+	for (int i = 0; i < nnames; i++)
+	{
+		text	   *name;
+
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("lock name must not be null")));
+		name = DatumGetTextPP(names[i]);
+		dl_make_key(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), extension, &keys[i]);
+		sorted[i] = &keys[i];
+	}
+
+	/* Of those with the same name, mark all but the first. */
+	qsort(sorted, nnames, sizeof(DlKey *), compare_names);
+	for (int i = 1; i < nnames; i++)
+		if (compare_names(&sorted[i - 1], &sorted[i]) == 0)
+		{
+			DlKey	   *later = Max(sorted[i - 1], sorted[i]);
+
+			sorted[i] = Min(sorted[i - 1], sorted[i]);
+			later->len = 0;
+		}
+	for (int i = 0; i < nnames; i++)
+		if (keys[i].len > 0)
+			keys[n++] = keys[i];
+	pfree(sorted);
+	if (n > DL_KEYS_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("too many lock names"),
+				 errdetail("At most %d locks can be acquired at once, and the array names %d.",
+						   DL_KEYS_MAX, n)));
+	*nkeys = n;
+	return keys;
 }
 
 /* A token to look up: any value but null, though only positive ones exist. */
@@ -208,4 +292,43 @@ dl_arg_holder(FunctionCallInfo fcinfo, int arg, char *holder)
 						   DL_HOLDER_MAX, len)));
 	memcpy(holder, VARDATA_ANY(value), len);
 	holder[len] = '\0';
+}
+
+/* How many may hold the semaphore at once, 0 (it is none) when it is null. */
+int
+dl_arg_max_holders(FunctionCallInfo fcinfo, int arg)
+{
+	int			limit;
+
+	if (PG_ARGISNULL(arg))
+		return 0;
+	limit = PG_GETARG_INT32(arg);
+	if (limit < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_holders must be greater than zero"),
+				 errdetail("The value given is %d.", limit)));
+	return limit;
+}
+
+/* What a request is known by when it is repeated, empty when it is null. */
+void
+dl_arg_request_id(FunctionCallInfo fcinfo, int arg, char *request_id)
+{
+	text	   *value;
+	int			len;
+
+	request_id[0] = '\0';
+	if (PG_ARGISNULL(arg))
+		return;
+	value = PG_GETARG_TEXT_PP(arg);
+	len = VARSIZE_ANY_EXHDR(value);
+	if (len < 1 || len > DL_REQUEST_ID_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg(len < 1 ? "request_id must not be empty" : "request_id is too long"),
+				 errdetail("A request id has 1 to %d bytes, this one has %d.",
+						   DL_REQUEST_ID_MAX, len)));
+	memcpy(request_id, VARDATA_ANY(value), len);
+	request_id[len] = '\0';
 }

@@ -76,18 +76,18 @@ dl_barrier_hold(const DlKey *key, DlMode mode)
 }
 
 /*
- * Take or give up the tag to pass.  It belongs to the transaction rather than
- * to the portal that runs us, since that is where the end of a subtransaction
- * leaves it.
+ * Take or give up a lock of PostgreSQL.  Unless it is the session's, it belongs
+ * to the transaction rather than to the portal that runs us, since that is where
+ * the end of a subtransaction leaves it.
  */
 static bool
-take_tag(const LOCKTAG *tag, LOCKMODE mode, bool wait)
+take_tag(const LOCKTAG *tag, LOCKMODE mode, bool session, bool wait)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	LockAcquireResult result;
 
 	CurrentResourceOwner = CurTransactionResourceOwner;
-	result = LockAcquire(tag, mode, false, !wait);
+	result = LockAcquire(tag, mode, session, !wait);
 	CurrentResourceOwner = owner;
 	return result != LOCKACQUIRE_NOT_AVAIL;
 }
@@ -112,19 +112,19 @@ dl_barrier_try_pass(const DlKey *key, DlMode mode)
 	LOCKTAG		tag;
 
 	set_tag(&tag, key);
-	return take_tag(&tag, pass_modes[mode], false);
+	return dl_tag_try(&tag, pass_modes[mode], false);
 }
 
-/* Wait for the tag, with this lock_timeout in milliseconds. */
+/* Wait for it, with this lock_timeout in milliseconds. */
 static void
-acquire_tag(const LOCKTAG *tag, LOCKMODE mode, int timeout)
+take_within(const LOCKTAG *tag, LOCKMODE mode, bool session, int timeout)
 {
 	int			lock_timeout = LockTimeout;
 
 	LockTimeout = timeout;
 	PG_TRY();
 	{
-		(void) take_tag(tag, mode, true);
+		(void) take_tag(tag, mode, session, true);
 	}
 	PG_FINALLY();
 	{
@@ -133,27 +133,42 @@ acquire_tag(const LOCKTAG *tag, LOCKMODE mode, int timeout)
 	PG_END_TRY();
 }
 
+/* As dl_barrier_try_pass(), but as dl_tag_acquire(). */
+bool
+dl_barrier_pass(const DlKey *key, DlMode mode, int64 until)
+{
+	LOCKTAG		tag;
+
+	set_tag(&tag, key);
+	return dl_tag_acquire(&tag, pass_modes[mode], false, until);
+}
+
+/* Take one of PostgreSQL's locks, if that is possible at once.  May throw. */
+bool
+dl_tag_try(const LOCKTAG *tag, LOCKMODE mode, bool session)
+{
+	return take_tag(tag, mode, session, false);
+}
+
 /*
- * As dl_barrier_try_pass(), but wait until this time at the longest.
+ * Take one of PostgreSQL's locks, and wait for it until this time at the longest.
  *
  * Only lock_timeout ends a wait for one of PostgreSQL's own locks early, and it
  * does so with an error, so a wait that has an end is a subtransaction.  If the
- * wait is over, its abort has called dl_lease_abandon_wait().  Throws when
+ * wait is over, its abort has called dl_acquire_abandon().  Throws when
  * cancelled, or for a deadlock.
  */
 bool
-dl_barrier_pass(const DlKey *key, DlMode mode, int64 until)
+dl_tag_acquire(const LOCKTAG *tag, LOCKMODE mode, bool session, int64 until)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	int64		remaining;
 	volatile bool passed = true;
-	LOCKTAG		tag;
 
-	set_tag(&tag, key);
 	if (until == DL_FOREVER)
 	{
-		acquire_tag(&tag, pass_modes[mode], 0);
+		take_within(tag, mode, session, 0);
 		return true;
 	}
 	remaining = (until - dl_now() + 999) / 1000;
@@ -163,7 +178,7 @@ dl_barrier_pass(const DlKey *key, DlMode mode, int64 until)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		acquire_tag(&tag, pass_modes[mode], (int) remaining);
+		take_within(tag, mode, session, (int) remaining);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();

@@ -13,6 +13,7 @@
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -40,6 +41,16 @@ dl_my_backend(void)
 	return MyProcNumber;
 #else
 	return MyProc->pgprocno;
+#endif
+}
+
+static inline int
+dl_backend_of(PGPROC *proc)
+{
+#if PG_VERSION_NUM >= 170000
+	return GetNumberFromPGProc(proc);
+#else
+	return proc->pgprocno;
 #endif
 }
 
@@ -79,6 +90,17 @@ dl_owns_relation(Oid relation, Oid role)
 #endif
 }
 
+/* Does this session hold the lock in this mode? */
+static inline bool
+dl_holds_lock(const LOCKTAG *tag, LOCKMODE mode)
+{
+#if PG_VERSION_NUM >= 170000
+	return LockHeldByMe(tag, mode, false);
+#else
+	return LockHeldByMe(tag, mode);
+#endif
+}
+
 /* The wait event of a session that waits for a lock.  May allocate once. */
 static inline uint32
 dl_acquire_wait_event(void)
@@ -88,6 +110,21 @@ dl_acquire_wait_event(void)
 
 	if (event == 0)
 		event = WaitEventExtensionNew("DistlockAcquire");
+	return event;
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* The wait event of a session that watches a lock.  May allocate once. */
+static inline uint32
+dl_watch_wait_event(void)
+{
+#if PG_VERSION_NUM >= 170000
+	static uint32 event = 0;
+
+	if (event == 0)
+		event = WaitEventExtensionNew("DistlockWatch");
 	return event;
 #else
 	return PG_WAIT_EXTENSION;

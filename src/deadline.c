@@ -16,7 +16,7 @@
  */
 #include "postgres.h"
 
-#include "engine.h"
+#include "engine_parts.h"
 
 static inline int
 rank_of(const DlLease *lease)

@@ -10,9 +10,10 @@
  * Locking.  The locks of all databases are spread over partitions by the hash
  * of their key.  A lease belongs to the partition of its lock.  Unless its
  * comment says otherwise, a function of this file needs the partition of the
- * lock, lease or key it is given locked exclusively by the caller, cannot
- * throw, and leaves the partition consistent.  What must happen outside the
- * lock (setting latches, logging) is collected in a DlEffects.
+ * lock, lease or key it is given, or those of all keys of the request, locked
+ * exclusively by the caller, cannot throw, and leaves the partitions consistent.
+ * What must happen outside the locks (setting latches, logging) is collected in
+ * a DlEffects.
  *
  * Time.  "now" and every deadline are microseconds on one monotonic clock.
  * A deadline is passed when deadline <= now.
@@ -29,6 +30,8 @@
 
 #define DL_NAME_MAX			255 /* bytes in the name of a lock */
 #define DL_HOLDER_MAX		127 /* bytes in a holder label */
+#define DL_REQUEST_ID_MAX	127 /* bytes in a request id */
+#define DL_KEYS_MAX			64	/* locks in one request */
 #define DL_NPARTITIONS		32	/* a power of two */
 #define DL_FOREVER			PG_INT64_MAX	/* a deadline that never passes */
 
@@ -176,6 +179,9 @@ typedef struct DlLock
 	DlSupply   *supply;
 	dlist_head	leases;			/* granted, live, pinned; all of one mode */
 	dlist_head	queue;			/* waiting, the head first */
+	dlist_head	watchers;
+	int			limit;			/* of a semaphore, 0: it is none; kept while
+								 * there are leases or requests */
 	int			nleases;
 	int			nwaiting;
 	int			nover;			/* ended leases that still refer to us */
@@ -186,7 +192,8 @@ typedef struct DlLock
 
 /*
  * A request and, once granted, the lease.  One record serves both, so that
- * whoever frees a lock can grant it without allocating anything.
+ * whoever frees a lock can grant it without allocating anything.  A request for
+ * several locks has a record for each; once told, they are leases like others.
  */
 typedef struct DlLease
 {
@@ -209,6 +216,12 @@ typedef struct DlLease
 	bool		flushed;		/* granted: its image is, and may be told */
 	bool		in_backend;
 	bool		passing;		/* waiting: off to pass the lock's barrier */
+	bool		bridging;		/* waiting: has yet to take an advisory lock */
+	uint8		nparts;			/* records of the request, until told */
+	bool		ready;			/* waiting, one of several: could be granted */
+	bool		asleep;			/* likewise: to be woken when it is ready */
+	bool		open;			/* live: the transaction that acquired it is */
+	bool		has_id;			/* linked by its request id */
 	uint64		serial;			/* differs for each use of this record */
 	dlist_node	lock_link;		/* in leases, queue, the over or a free list */
 	dlist_node	backend_link;	/* if in_backend: ends with its backend */
@@ -229,8 +242,19 @@ typedef struct DlLease
 	int			pid;
 	int			forced_by_pid;	/* who released it last; in state over */
 	Oid			forced_by_role;
+	uint32		id_hash;
+	dlist_node	id_link;		/* in an id bucket, if has_id */
 	char		holder[DL_HOLDER_MAX + 1];
+	char		request_id[DL_REQUEST_ID_MAX + 1];	/* empty: none */
 } DlLease;
+
+/* A session that waits for the newest token of a lock to change. */
+typedef struct DlWatcher
+{
+	dlist_node	link;			/* in its lock's watchers, if any */
+	DlLock	   *lock;			/* null: it watches none, or that is gone */
+	int			backend;
+} DlWatcher;
 
 /*
  * A guard: an open transaction that commits only if the lease is live then.
@@ -260,6 +284,7 @@ typedef struct DlCounters
 	int64		guards;
 	int64		guards_refused;
 	int64		commits_refused;
+	int64		deadlocks;
 	int64		swept;			/* leases the worker looked at */
 } DlCounters;
 
@@ -278,6 +303,7 @@ typedef struct DlPartition
 	dlist_head *locks;			/* nbuckets of them */
 	dlist_head *tokens;			/* likewise, live leases by name and token */
 	dlist_head *images;			/* likewise, by the key of their lock */
+	dlist_head *ids;			/* likewise, leases by request id; own mutex */
 	DlLease    *deadlines;		/* root of the heap */
 	dlist_head	over;			/* ended leases to be logged */
 	dlist_head	stale;			/* images, the oldest first */
@@ -287,7 +313,7 @@ typedef struct DlPartition
 	int			npins;			/* sum of our leases' npins */
 	DlCounters	counters;
 
-	/* Records free for use; other partitions may take them: own mutex. */
+	/* Request ids, and records free for use, have nothing to do with our locks. */
 	slock_t		mutex;
 	dlist_head	free[DL_NKINDS];
 } DlPartition;
@@ -298,6 +324,7 @@ typedef struct DlEngine
 	int			nbackends;
 	uint32		nbuckets;		/* per partition, a power of two */
 	dlist_head *backends;		/* [nbackends][DL_NPARTITIONS] */
+	DlWatcher  *watchers;		/* [nbackends] */
 
 	/*
 	 * How many raised barriers have been forgotten along with their locks (at a
@@ -334,19 +361,28 @@ typedef enum DlPass
 
 typedef struct DlRequest
 {
-	DlKey		key;
+	const DlKey *keys;			/* no two are the same */
+	int			nkeys;			/* 1 to DL_KEYS_MAX */
 	DlSupply   *supply;
-	DlMode		mode;
+	DlMode		mode;			/* shared for a permit of a semaphore */
 	DlScope		scope;
+	int			limit;			/* holders of a semaphore, or 0 */
 	int64		ttl;			/* microseconds, 0: none */
 	bool		durable;
 	bool		may_wait;
+	bool		again;			/* it was granted before, but the grant lapsed */
+	bool		bridging;		/* has yet to take an advisory lock */
+	bool		entered;		/* its records are the session's, to look or leave */
 	DlPass		pass;
+	uint64		barred;			/* keys whose barriers it has to pass, or holds */
 	int			backend;
 	uint32		generation;
 	int			pid;
 	Oid			owner;
+	uint32		id_hash;		/* of request id, owner, database, extension */
 	char		holder[DL_HOLDER_MAX + 1];
+	char		request_id[DL_REQUEST_ID_MAX + 1];	/* empty: none */
+	char		other[DL_NAME_MAX + 1]; /* lock that a refusal speaks of */
 } DlRequest;
 
 /* Records put aside for leases to be recovered. */
@@ -366,9 +402,12 @@ typedef struct DlRecovered
 	int64		deadline;
 	TimestampTz granted_at;
 	DlMode		mode;
+	int			limit;
 	Oid			owner;
 	bool		usable;			/* may its token be used */
+	uint32		id_hash;
 	char		holder[DL_HOLDER_MAX + 1];
+	char		request_id[DL_REQUEST_ID_MAX + 1];
 } DlRecovered;
 
 typedef enum DlVerdict
@@ -379,9 +418,14 @@ typedef enum DlVerdict
 	DL_BUSY,					/* taken, and the request may not wait */
 	DL_FULL,					/* max_leases records are in use */
 	DL_NO_TOKEN,				/* refill the supply, then ask again */
-	DL_BARRED,					/* you are next: pass the barrier, then ask again */
+	DL_BARRED,					/* you are next: pass what bars you, then ask again */
 	DL_AGAIN,					/* the grant lapsed; request anew */
 	DL_GONE,					/* the lock's extension was dropped */
+	DL_REPEATED,				/* the request was made before: live leases */
+	DL_OTHER_LIMIT,				/* the lock has holders under another limit */
+	DL_OTHER_REQUEST,			/* the request id stands for something else */
+	DL_EXPIRED_ID,				/* likewise, but that has expired: sweep */
+	DL_REPLACED,				/* the same request was made again elsewhere */
 } DlVerdict;
 
 /*
@@ -417,11 +461,17 @@ extern Size dl_engine_size(int max_leases, int nbackends);
 extern void dl_engine_init(DlEngine *engine, int max_leases, int nbackends,
 						   bool barriers);
 
-extern DlVerdict dl_engine_request(DlEngine *engine, const DlRequest *request,
+extern DlVerdict dl_engine_request(DlEngine *engine, DlRequest *request,
 								   int64 now, TimestampTz wall,
-								   DlLease **lease, DlEffects *fx);
-extern DlVerdict dl_engine_look(DlEngine *engine, int partition, DlLease *lease,
-								int64 now, TimestampTz wall, DlEffects *fx);
+								   DlLease **leases, DlEffects *fx);
+extern DlVerdict dl_engine_look(DlEngine *engine, DlRequest *request,
+								DlLease **leases, int64 now, TimestampTz wall,
+								DlEffects *fx);
+extern int	dl_engine_ready_ahead(DlLease *lease);
+extern void dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions,
+								int64 now, DlEffects *fx);
+extern void dl_engine_adopt(DlEngine *engine, DlLease *lease,
+							const DlRequest *request);
 extern bool dl_engine_place(DlLease *lease, uint64 serial, DlPlace place,
 							int64 now);
 extern void dl_engine_stored(DlLease *lease, uint64 serial, int64 ttl);
@@ -444,6 +494,13 @@ extern bool dl_engine_bar(DlEngine *engine, int partition, DlGuard *guard,
 extern void dl_engine_unguard(DlEngine *engine, int partition, DlGuard *guard,
 							  int64 now, DlEffects *fx);
 extern void dl_engine_pass(DlLease *lease);
+extern void dl_engine_overtake(DlEngine *engine, DlLease *lease, DlLease *before,
+							   int64 now, DlEffects *fx);
+extern DlLock *dl_engine_watch(DlEngine *engine, const DlKey *key, DlSupply *supply,
+							   int backend);
+extern void dl_engine_unwatch(DlEngine *engine, int backend);
+extern int64 dl_engine_newest(DlEngine *engine, DlLock *lock, int64 now,
+							  int64 *deadline, DlEffects *fx);
 extern DlImage *dl_engine_find_image(DlEngine *engine, const DlKey *key,
 									 int64 token);
 extern int	dl_engine_leftovers(DlEngine *engine, const DlKey *key,
@@ -471,16 +528,42 @@ extern void dl_engine_end_backend(DlEngine *engine, int partition, int backend,
 extern void dl_engine_remove(DlEngine *engine, int partition, Oid database,
 							 Oid extension, int64 now, DlEffects *fx);
 
-/* The lease for which a request of this mode has to wait now, or null. */
-static inline DlLease *
-dl_engine_conflict(DlLock *lock, DlMode mode)
+/*
+ * Is there room for a request of this mode beside the leases the lock has, and
+ * beside so many requests ahead that only wait for other locks?  None of them
+ * is exclusive.
+ */
+static inline bool
+dl_engine_has_room(DlLock *lock, DlMode mode, int nahead)
 {
-	DlLease    *first;
+	if (lock->limit > 0)
+		return lock->nleases + nahead < lock->limit;
+	if (mode == DL_EXCLUSIVE)
+		return lock->nleases + nahead == 0;
+	return dlist_is_empty(&lock->leases) ||
+		dlist_head_element(DlLease, lock_link, &lock->leases)->mode == DL_SHARED;
+}
 
-	if (dlist_is_empty(&lock->leases))
-		return NULL;
-	first = dlist_head_element(DlLease, lock_link, &lock->leases);
-	return mode == DL_SHARED && first->mode == DL_SHARED ? NULL : first;
+/*
+ * The lease whose end a request has to wait for that finds no room: of a
+ * semaphore the one that expires first.  Null if only requests are in the way.
+ */
+static inline DlLease *
+dl_engine_in_the_way(DlLock *lock)
+{
+	DlLease    *first = NULL;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lock->leases)
+	{
+		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
+
+		if (first == NULL || lease->deadline < first->deadline)
+			first = lease;
+		if (lock->limit == 0)
+			break;
+	}
+	return first;
 }
 
 /*
@@ -530,6 +613,16 @@ dl_bucket_of(DlScope scope, int64 ttl)
 	return scope == DL_SCOPE_LEASE ? dl_ttl_bucket(ttl) : -1;
 }
 
+/*
+ * As what a prepared transaction that this lease guards keeps others away.
+ * Permits of a semaphore are not counted then: nobody gets one beside it.
+ */
+static inline DlMode
+dl_engine_prepares_as(const DlLease *lease)
+{
+	return lease->lock->limit > 0 ? DL_EXCLUSIVE : lease->mode;
+}
+
 /* Does a barrier keep a request of this mode from the lock? */
 static inline bool
 dl_engine_is_barred(const DlLock *lock, DlMode mode)
@@ -537,24 +630,5 @@ dl_engine_is_barred(const DlLock *lock, DlMode mode)
 	return lock->barrier == DL_BARS_ALL ||
 		(lock->barrier == DL_BARS_EXCLUSIVE && mode == DL_EXCLUSIVE);
 }
-
-/* engine.c, for image.c: records free for use */
-extern dlist_node *dl_take_free(DlEngine *engine, int partition, DlKind kind);
-extern void dl_give_free(DlPartition *part, DlKind kind, dlist_node *node);
-
-/* image.c, for engine.c: what becomes of the image of a lease */
-extern void dl_image_attach(DlLease *lease, dlist_node *node);
-extern void dl_image_link(DlEngine *engine, DlPartition *part, DlLease *lease);
-extern void dl_image_abandon(DlPartition *part, DlLease *lease, int64 now);
-extern void dl_image_drop(DlPartition *part, DlLease *lease);
-extern void dl_image_add_stale(DlEngine *engine, DlPartition *part,
-							   const DlRecovered *recovered, dlist_node *node,
-							   int64 now);
-extern void dl_image_remove(DlEngine *engine, DlPartition *part, Oid database,
-							Oid extension);
-
-/* deadline.c: a partition's heap of deadlines */
-extern void dl_deadline_insert(DlPartition *part, DlLease *lease);
-extern void dl_deadline_remove(DlPartition *part, DlLease *lease);
 
 #endif							/* DISTLOCK_ENGINE_H */

@@ -143,7 +143,7 @@ push_guard(DlLease *lease)
 		return false;
 	guard->key = lease->lock->key;
 	guard->token = lease->token;
-	guard->mode = lease->mode;
+	guard->mode = dl_engine_prepares_as(lease);
 	link_guard(nguards++);
 	dl_txn_guarded();
 	return true;

@@ -7,14 +7,19 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/xact.h"
 #include "commands/trigger.h"
+#include "executor/spi.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "replication/logicalworker.h"
 #include "tcop/utility.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "acquire.h"
 #include "arguments.h"
 #include "database.h"
 #include "distlock.h"
@@ -23,13 +28,23 @@
 #include "functions.h"
 #include "lease.h"
 #include "shmem.h"
+#include "watch.h"
 
 PG_FUNCTION_INFO_V1(distlock_acquire);
 PG_FUNCTION_INFO_V1(distlock_try_acquire);
+PG_FUNCTION_INFO_V1(distlock_acquire_all);
+PG_FUNCTION_INFO_V1(distlock_try_acquire_all);
+PG_FUNCTION_INFO_V1(distlock_lock);
+PG_FUNCTION_INFO_V1(distlock_watch);
+PG_FUNCTION_INFO_V1(distlock_watch_next);
 PG_FUNCTION_INFO_V1(distlock_renew);
 PG_FUNCTION_INFO_V1(distlock_release);
 PG_FUNCTION_INFO_V1(distlock_check);
 PG_FUNCTION_INFO_V1(distlock_guard);
+PG_FUNCTION_INFO_V1(distlock_renew_all);
+PG_FUNCTION_INFO_V1(distlock_release_all);
+PG_FUNCTION_INFO_V1(distlock_check_all);
+PG_FUNCTION_INFO_V1(distlock_guard_all);
 PG_FUNCTION_INFO_V1(distlock_force_release);
 PG_FUNCTION_INFO_V1(distlock_discard_damaged);
 PG_FUNCTION_INFO_V1(distlock_refuse_change);
@@ -79,34 +94,129 @@ begin_with_key(FunctionCallInfo fcinfo, const char *function, DlKey *key)
 	return extension;
 }
 
+/* Where the arguments of an acquire begin, after what names the locks. */
+typedef enum AcquireArgs
+{
+	ARG_TTL,
+	ARG_WAIT,
+	ARG_MODE,
+	ARG_SCOPE,
+	ARG_HOLDER,
+	ARG_DURABLE,
+	ARG_MAX_HOLDERS,
+	ARG_REQUEST_ID,
+	ARG_ADVISORY_KEY,
+} AcquireArgs;
+
+static void
+refuse_argument(const char *message, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s", message),
+			 errhint("%s", hint)));
+}
+
+/*
+ * Fill in a request from the arguments that begin at number "first".  Its keys
+ * are set already.
+ */
+static void
+fill_request(FunctionCallInfo fcinfo, int first, DlRequest *request)
+{
+	request->scope = dl_arg_scope(fcinfo, first + ARG_SCOPE);
+	request->ttl = dl_arg_ttl(fcinfo, first + ARG_TTL,
+							  request->scope != DL_SCOPE_LEASE ? 0 :
+							  dl_default_ttl * INT64CONST(1000));
+	request->limit = dl_arg_max_holders(fcinfo, first + ARG_MAX_HOLDERS);
+	request->mode = dl_arg_mode(fcinfo, first + ARG_MODE);
+	if (request->limit > 0)
+		request->mode = DL_SHARED;	/* permits stand beside each other */
+	request->owner = GetUserId();
+	dl_arg_holder(fcinfo, first + ARG_HOLDER, request->holder);
+	dl_arg_request_id(fcinfo, first + ARG_REQUEST_ID, request->request_id);
+	request->id_hash = dl_request_id_hash(request->request_id, request->owner,
+										  &request->keys[0]);
+	request->bridging = !PG_ARGISNULL(first + ARG_ADVISORY_KEY);
+
+	if (PG_ARGISNULL(first + ARG_DURABLE))
+		request->durable = dl_durable && request->scope == DL_SCOPE_LEASE;
+	else
+		request->durable = PG_GETARG_BOOL(first + ARG_DURABLE);
+	if (request->durable && request->scope != DL_SCOPE_LEASE)
+		refuse_argument("a lease of session or transaction scope cannot be durable",
+						"Use scope \"lease\", or leave out durable.");
+	if (request->bridging && request->scope == DL_SCOPE_LEASE)
+		refuse_argument("a lease of scope \"lease\" cannot go with an advisory lock",
+						"Use scope \"session\" or \"transaction\", or leave out advisory_key.");
+	if (request->bridging && request->request_id[0] != '\0')
+		refuse_argument("a request with an advisory lock cannot be repeated",
+						"Leave out request_id or advisory_key.");
+}
+
+/*
+ * End the transaction of a procedure that is called outside of any transaction
+ * block, so that it waits in a new one that has no snapshot and no transaction
+ * ID.  Not where that would commit more than the call itself: in a subtransaction,
+ * or in a pipeline behind other statements.
+ */
+static void
+wait_outside(FunctionCallInfo fcinfo)
+{
+	CallContext *context = (CallContext *) fcinfo->context;
+
+	if (context == NULL || !IsA(context, CallContext) || context->atomic ||
+		IsSubTransaction() || (MyXactFlags & XACT_FLAGS_PIPELINING) != 0)
+		return;
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SPI_commit();
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+}
+
+static TupleDesc
+result_row(FunctionCallInfo fcinfo)
+{
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return BlessTupleDesc(desc);
+}
+
 static Datum
-acquire(FunctionCallInfo fcinfo, const char *function, bool try)
+token_row(TupleDesc desc, int64 token)
+{
+	Datum		value = Int64GetDatum(token);
+	bool		null = token == 0;
+
+	return HeapTupleGetDatum(heap_form_tuple(desc, &value, &null));
+}
+
+/* Acquire one lock by its name, or several by an array of names. */
+static Datum
+acquire(FunctionCallInfo fcinfo, const char *function, bool all, bool try)
 {
 	DlExtension extension = begin_call(fcinfo, function);
 	DlRequest	request;
+	DlKey		key;
 	int64		wait;
 	int64		token;
 
-	dl_arg_key(fcinfo, 0, &extension, &request.key);
-	wait = dl_arg_wait(fcinfo, 2);
-	request.mode = dl_arg_mode(fcinfo, 3);
-	request.scope = dl_arg_scope(fcinfo, 4);
-	request.ttl = dl_arg_ttl(fcinfo, 1, request.scope != DL_SCOPE_LEASE ? 0 :
-							 dl_default_ttl * INT64CONST(1000));
-	request.owner = GetUserId();
-	dl_arg_holder(fcinfo, 5, request.holder);
-
-	if (PG_ARGISNULL(6))
-		request.durable = dl_durable && request.scope == DL_SCOPE_LEASE;
+	if (all)
+		request.keys = dl_arg_keys(fcinfo, 0, &extension, &request.nkeys);
 	else
-		request.durable = PG_GETARG_BOOL(6);
-	if (request.durable && request.scope != DL_SCOPE_LEASE)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a lease of session or transaction scope cannot be durable"),
-				 errhint("Use scope \"lease\", or leave out durable.")));
-
-	token = dl_lease_acquire(&extension, &request, wait, try);
+	{
+		dl_arg_key(fcinfo, 0, &extension, &key);
+		request.keys = &key;
+		request.nkeys = 1;
+	}
+	wait = dl_arg_wait(fcinfo, 1 + ARG_WAIT);
+	fill_request(fcinfo, 1, &request);
+	token = dl_acquire(&extension, &request,
+					   request.bridging ? PG_GETARG_INT64(1 + ARG_ADVISORY_KEY) : 0,
+					   wait, try);
 	if (token == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_INT64(token);
@@ -115,13 +225,86 @@ acquire(FunctionCallInfo fcinfo, const char *function, bool try)
 Datum
 distlock_acquire(PG_FUNCTION_ARGS)
 {
-	return acquire(fcinfo, "distlock_acquire()", false);
+	return acquire(fcinfo, "distlock_acquire()", false, false);
 }
 
 Datum
 distlock_try_acquire(PG_FUNCTION_ARGS)
 {
-	return acquire(fcinfo, "distlock_try_acquire()", true);
+	return acquire(fcinfo, "distlock_try_acquire()", false, true);
+}
+
+Datum
+distlock_acquire_all(PG_FUNCTION_ARGS)
+{
+	return acquire(fcinfo, "distlock_acquire_all()", true, false);
+}
+
+Datum
+distlock_try_acquire_all(PG_FUNCTION_ARGS)
+{
+	return acquire(fcinfo, "distlock_try_acquire_all()", true, true);
+}
+
+/* The procedure; its second argument is where the token goes. */
+Datum
+distlock_lock(PG_FUNCTION_ARGS)
+{
+	DlKey		key;
+	DlExtension extension = begin_with_key(fcinfo, "distlock_lock()", &key);
+	TupleDesc	desc = result_row(fcinfo);
+	DlRequest	request;
+	int64		wait = dl_arg_wait(fcinfo, 2 + ARG_WAIT);
+	int64		advisory_key;
+
+	request.keys = &key;
+	request.nkeys = 1;
+	fill_request(fcinfo, 2, &request);
+	advisory_key = request.bridging ? PG_GETARG_INT64(2 + ARG_ADVISORY_KEY) : 0;
+	wait_outside(fcinfo);
+	return token_row(desc, dl_acquire(&extension, &request, advisory_key, wait, false));
+}
+
+/* The token that is watched, null for none. */
+static int64
+watched_token(FunctionCallInfo fcinfo, int arg)
+{
+	return PG_ARGISNULL(arg) ? 0 : dl_arg_token(fcinfo, arg);
+}
+
+Datum
+distlock_watch(PG_FUNCTION_ARGS)
+{
+	DlKey		key;
+	DlExtension extension = begin_with_key(fcinfo, "distlock_watch()", &key);
+	int64		token = dl_watch(&extension, &key, watched_token(fcinfo, 1),
+								 dl_arg_wait(fcinfo, 2));
+
+	if (token == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(token);
+}
+
+Datum
+distlock_watch_next(PG_FUNCTION_ARGS)
+{
+	DlKey		key;
+	DlExtension extension = begin_with_key(fcinfo, "distlock_watch_next()", &key);
+	TupleDesc	desc = result_row(fcinfo);
+	int64		token = watched_token(fcinfo, 1);
+	int64		wait = dl_arg_wait(fcinfo, 2);
+
+	wait_outside(fcinfo);
+	return token_row(desc, dl_watch(&extension, &key, token, wait));
+}
+
+/* When a lease with so much left expires. */
+static Datum
+expiry(int64 remaining)
+{
+	if (remaining == DL_FOREVER)
+		PG_RETURN_TIMESTAMPTZ(DT_NOEND);
+	PG_RETURN_TIMESTAMPTZ(GetCurrentTimestamp() + remaining);
 }
 
 Datum
@@ -130,11 +313,8 @@ distlock_renew(PG_FUNCTION_ARGS)
 	DlKey		key;
 	DlExtension extension = begin_with_key(fcinfo, "distlock_renew()", &key);
 	int64		token = dl_arg_token(fcinfo, 1);
-	int64		remaining = dl_lease_renew(&extension, &key, token, dl_arg_ttl(fcinfo, 2, 0));
 
-	if (remaining == DL_FOREVER)
-		PG_RETURN_TIMESTAMPTZ(DT_NOEND);
-	PG_RETURN_TIMESTAMPTZ(GetCurrentTimestamp() + remaining);
+	return expiry(dl_lease_renew(&extension, &key, token, dl_arg_ttl(fcinfo, 2, 0), false));
 }
 
 Datum
@@ -162,6 +342,69 @@ distlock_guard(PG_FUNCTION_ARGS)
 
 	begin_with_key(fcinfo, "distlock_guard()", &key);
 	dl_fence_guard(&key, dl_arg_token(fcinfo, 1));
+	PG_RETURN_VOID();
+}
+
+/* Each lease must be there before the time of any starts anew. */
+Datum
+distlock_renew_all(PG_FUNCTION_ARGS)
+{
+	DlExtension extension = begin_call(fcinfo, "distlock_renew_all()");
+	int			nkeys;
+	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
+	int64		token = dl_arg_token(fcinfo, 1);
+	int64		ttl = dl_arg_ttl(fcinfo, 2, 0);
+	int64		least = DL_FOREVER;
+
+	for (int i = 0; i < nkeys; i++)
+		dl_lease_require(&keys[i], token);
+	for (int i = 0; i < nkeys; i++)
+	{
+		int64		remaining = dl_lease_renew(&extension, &keys[i], token, ttl, false);
+
+		least = Min(least, remaining);
+	}
+	return expiry(least);
+}
+
+Datum
+distlock_release_all(PG_FUNCTION_ARGS)
+{
+	DlExtension extension = begin_call(fcinfo, "distlock_release_all()");
+	int			nkeys;
+	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
+	int64		token = dl_arg_token(fcinfo, 1);
+	bool		all = true;
+
+	for (int i = 0; i < nkeys; i++)
+		all = dl_lease_release(&keys[i], token) && all;
+	PG_RETURN_BOOL(all);
+}
+
+Datum
+distlock_check_all(PG_FUNCTION_ARGS)
+{
+	DlExtension extension = begin_call(fcinfo, "distlock_check_all()");
+	int			nkeys;
+	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
+	int64		token = dl_arg_token(fcinfo, 1);
+	bool		all = true;
+
+	for (int i = 0; i < nkeys && all; i++)
+		all = dl_lease_check(&keys[i], token);
+	PG_RETURN_BOOL(all);
+}
+
+Datum
+distlock_guard_all(PG_FUNCTION_ARGS)
+{
+	DlExtension extension = begin_call(fcinfo, "distlock_guard_all()");
+	int			nkeys;
+	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
+	int64		token = dl_arg_token(fcinfo, 1);
+
+	for (int i = 0; i < nkeys; i++)
+		dl_fence_guard(&keys[i], token);
 	PG_RETURN_VOID();
 }
 

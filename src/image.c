@@ -12,7 +12,7 @@
  */
 #include "postgres.h"
 
-#include "engine.h"
+#include "engine_parts.h"
 
 /*
  * So many stale images of other databases are passed by in search of one: the

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lease.h
- *	  Leases as a session sees them: the engine, plus waiting and errors.
+ *	  What is done with leases: by their holders, and when they have ended.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,10 +22,9 @@ typedef enum DlLoss
 	DL_LOST_AT_COMMIT,
 } DlLoss;
 
-extern int64 dl_lease_acquire(const DlExtension *extension, DlRequest *request,
-							  int64 wait, bool try);
 extern int64 dl_lease_renew(const DlExtension *extension, const DlKey *key,
-							int64 token, int64 ttl);
+							int64 token, int64 ttl, bool missing_ok);
+extern void dl_lease_require(const DlKey *key, int64 token);
 extern bool dl_lease_release(const DlKey *key, int64 token);
 extern bool dl_lease_check(const DlKey *key, int64 token);
 extern int	dl_lease_force_release(const DlKey *key);
@@ -35,7 +34,6 @@ extern void dl_lease_unlock(int partition, DlEffects *fx);
 dl_noreturn extern void dl_lease_report_lost(const DlKey *key, int64 token,
 											 int64 now, DlEffects *fx,
 											 DlLoss loss);
-extern void dl_lease_abandon_wait(void);
 extern void dl_lease_remove(Oid database, Oid extension);
 extern void dl_lease_sweep(void);
 extern void dl_log_over(int partition);

@@ -38,7 +38,10 @@ typedef struct DlImageData
 	TimestampTz granted_at;
 	Oid			database;		/* a copied database ignores what it finds */
 	Oid			owner;
+	int32		limit;			/* of a semaphore, or 0 */
+	int32		unused;
 	char		holder[DL_HOLDER_MAX + 1];
+	char		request_id[DL_REQUEST_ID_MAX + 1];	/* empty: none */
 	char		name[DL_NAME_MAX + 1];
 } DlImageData;
 

@@ -55,8 +55,11 @@ add_lease(DlRecovery *recovery, const DlKey *key, const DlImageData *image,
 	lease->ttl = image->ttl;
 	lease->granted_at = image->granted_at;
 	lease->mode = image->mode;
+	lease->limit = image->limit;
 	lease->owner = image->owner;
+	lease->id_hash = dl_request_id_hash(image->request_id, image->owner, key);
 	strcpy(lease->holder, image->holder);
+	strcpy(lease->request_id, image->request_id);
 }
 
 /*

@@ -9,6 +9,7 @@
 
 #include "storage/ipc.h"
 
+#include "bridge.h"
 #include "compat.h"
 #include "session.h"
 #include "shmem.h"
@@ -73,5 +74,8 @@ void
 dl_session_discard(void)
 {
 	if (started)
+	{
 		end_backend();
+		dl_bridge_sweep();
+	}
 }

@@ -11,6 +11,7 @@
 
 #include "access/twophase.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
@@ -49,6 +50,7 @@ shmem_request(void)
 	RequestNamedLWLockTranche("distlock", DL_NPARTITIONS);
 	RequestNamedLWLockTranche("distlock_token", 1);
 	RequestNamedLWLockTranche("distlock_flush", 1);
+	RequestNamedLWLockTranche("distlock_deadlock", 1);
 }
 
 /* Runs at every start, also after the crash of a backend. */
@@ -70,6 +72,7 @@ shmem_startup(void)
 		dl_shared->partition_locks = GetNamedLWLockTranche("distlock");
 		dl_shared->token_lock = &GetNamedLWLockTranche("distlock_token")->lock;
 		dl_shared->flush_lock = &GetNamedLWLockTranche("distlock_flush")->lock;
+		dl_shared->deadlock_lock = &GetNamedLWLockTranche("distlock_deadlock")->lock;
 		pg_atomic_init_u32(&dl_shared->flush_first, PG_UINT32_MAX);
 		pg_atomic_init_u32(&dl_shared->worker_asleep, 0);
 		pg_atomic_init_u64(&dl_shared->accepting_since, 0);
@@ -117,6 +120,25 @@ void
 dl_partition_lock(int partition, LWLockMode mode)
 {
 	LWLockAcquire(&dl_shared->partition_locks[partition].lock, mode);
+}
+
+/* Lock those whose bit is set. */
+void
+dl_partitions_lock(uint32 partitions)
+{
+	for (uint32 rest = partitions; rest != 0; rest &= rest - 1)
+		dl_partition_lock(pg_rightmost_one_pos32(rest), LW_EXCLUSIVE);
+}
+
+/* As dl_partition_unlock(), for all of them. */
+void
+dl_partitions_unlock(uint32 partitions, DlEffects *fx)
+{
+	int			first = pg_rightmost_one_pos32(partitions);
+
+	for (uint32 rest = partitions & (partitions - 1); rest != 0; rest &= rest - 1)
+		LWLockRelease(&dl_shared->partition_locks[pg_rightmost_one_pos32(rest)].lock);
+	dl_partition_unlock(first, fx);
 }
 
 /*

@@ -14,10 +14,11 @@
  *	flush_*		see flush.c
  *	worker_*	see worker.c
  *
- * Lock order: see README.md.  Nobody holds the token lock and a partition
- * lock at the same time, or two partition locks.  While a partition is locked
- * no other kind of lock is taken but the spinlocks of the engine's free lists,
- * nothing is allocated, nothing can throw and nothing sleeps.
+ * Lock order: see README.md.  Several partitions are locked in ascending order.
+ * Nobody holds the token lock and a partition lock at the same time.  While a
+ * partition is locked no other kind of lock is taken but the spinlocks of the
+ * engine's free lists and request ids, nothing is allocated, nothing can throw
+ * and nothing sleeps.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,6 +58,7 @@ typedef struct DlShared
 	LWLockPadded *partition_locks;
 	LWLock	   *token_lock;
 	LWLock	   *flush_lock;
+	LWLock	   *deadlock_lock;
 	pg_atomic_uint32 flush_first;	/* backend that came last to flush */
 	DlEngine   *engine;
 	DlSession  *sessions;		/* by backend */
@@ -74,6 +76,8 @@ extern void dl_shmem_init(void);
 extern int64 dl_now(void);
 extern void dl_partition_lock(int partition, LWLockMode mode);
 extern void dl_partition_unlock(int partition, DlEffects *fx);
+extern void dl_partitions_lock(uint32 partitions);
+extern void dl_partitions_unlock(uint32 partitions, DlEffects *fx);
 extern void dl_wake_worker(void);
 extern int64 dl_accepting_since(void);
 extern bool dl_session_is_live(int backend, uint32 generation);

@@ -276,28 +276,32 @@ lock_slot(Relation rel, const DlExtension *extension, DlDatabase *database,
 }
 
 /*
- * Write and flush the image of a lease, granted or live, with this time to
- * live.  Returns false when the lease has ended.  May wait for the lock on the
- * table or for standbys; throws when it cannot be written, or such a wait is
+ * Write and flush the images of n leases, granted or live, with this time to
+ * live.  Returns false when one of them has ended.  May wait for the lock on the
+ * table or for standbys; throws when they cannot be written, or such a wait is
  * cancelled.  Needs no LWLock held.
  */
 bool
-dl_store_write(const DlExtension *extension, const DlKey *key, DlLease *lease,
-			   uint64 serial, int64 ttl)
+dl_store_write(const DlExtension *extension, const DlKey *keys, DlLease **leases,
+			   const uint64 *serials, int n, int64 ttl)
 {
 	DlDatabase *database = dl_database_attach(extension);
 	Relation	rel;
-	Buffer		buffer;
-	DlPlace		place;
-	XLogRecPtr	lsn;
-	bool		written;
+	XLogRecPtr	lsn = InvalidXLogRecPtr;
+	bool		written = true;
 
 	dl_store_abandon();			/* an error caught without a savepoint */
 	rel = dl_table_open(extension, DL_TABLE_WRITE);
-	buffer = lock_slot(rel, extension, database, key, lease, serial, &place);
-	written = write_slot(rel, buffer, place, dl_partition_of(key->hash),
-						 lease, serial, ttl, &lsn);
-	UnlockReleaseBuffer(buffer);
+	for (int i = 0; i < n && written; i++)
+	{
+		DlPlace		place;
+		Buffer		buffer = lock_slot(rel, extension, database, &keys[i], leases[i],
+									   serials[i], &place);
+
+		written = write_slot(rel, buffer, place, dl_partition_of(keys[i].hash),
+							 leases[i], serials[i], ttl, &lsn);
+		UnlockReleaseBuffer(buffer);
+	}
 	dl_table_close(rel, DL_TABLE_WRITE);
 	if (written)
 		dl_store_flush(lsn);

@@ -13,8 +13,9 @@
 #include "engine.h"
 #include "extension.h"
 
-extern bool dl_store_write(const DlExtension *extension, const DlKey *key,
-						   DlLease *lease, uint64 serial, int64 ttl);
+extern bool dl_store_write(const DlExtension *extension, const DlKey *keys,
+						   DlLease **leases, const uint64 *serials, int n,
+						   int64 ttl);
 extern void dl_store_clear_leftovers(const DlExtension *extension,
 									 const DlKey *key);
 extern void dl_store_clear_stale(const DlExtension *extension);

@@ -23,11 +23,14 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "acquire.h"
+#include "bridge.h"
 #include "database.h"
 #include "fence.h"
 #include "lease.h"
 #include "shmem.h"
 #include "transaction.h"
+#include "watch.h"
 
 typedef enum ActionKind
 {
@@ -263,6 +266,8 @@ finish_lease(const Action *action, bool committed, DlEffects *fx)
 		dl_engine_end(dl_shared->engine, lease, DL_UNDONE, dl_now(), fx);
 	else if (lease->scope == DL_SCOPE_TRANSACTION)
 		dl_engine_end(dl_shared->engine, lease, DL_RELEASED, dl_now(), fx);
+	else
+		lease->open = false;
 }
 
 /*
@@ -321,6 +326,14 @@ check_prepare(void)
 	}
 }
 
+/* What this session was waiting for is not wanted any more.  Cannot throw. */
+static void
+abandon(void)
+{
+	dl_acquire_abandon();
+	dl_watch_abandon();
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -355,8 +368,9 @@ subxact_callback(SubXactEvent event, SubTransactionId id,
 
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
-		dl_lease_abandon_wait();
+		abandon();
 		finish(nest_level, false);
+		dl_bridge_sweep();
 	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
@@ -375,8 +389,9 @@ release_callback(ResourceReleasePhase phase, bool is_commit,
 		!is_top_level)
 		return;
 	outcome = OUTCOME_OPEN;
-	dl_lease_abandon_wait();
+	abandon();
 	finish(0, committed);
+	dl_bridge_sweep();
 	dl_fence_end();
 }
 
@@ -396,6 +411,6 @@ dl_txn_init(void)
 void
 dl_txn_at_exit(void)
 {
-	dl_lease_abandon_wait();
+	abandon();
 	finish(0, outcome == OUTCOME_COMMITTED);
 }

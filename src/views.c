@@ -33,6 +33,7 @@ PG_FUNCTION_INFO_V1(distlock_show_leases);
 PG_FUNCTION_INFO_V1(distlock_show_waiters);
 PG_FUNCTION_INFO_V1(distlock_show_stats);
 PG_FUNCTION_INFO_V1(distlock_show_images);
+PG_FUNCTION_INFO_V1(distlock_blocking_pids);
 
 /*
  * A copy of one record: the leases of a lock, each followed by the commits that
@@ -45,6 +46,7 @@ typedef struct Row
 	int			position;		/* in the queue; 0: lease, told or not */
 	int			pinned_by;		/* process of a commit in flight, or 0 */
 	bool		barred;			/* by nothing but a prepared transaction */
+	bool		semaphore;		/* whoever is ahead is in its way */
 	DlLease		lease;
 	DlKey		key;
 } Row;
@@ -69,6 +71,7 @@ copy_row(Copy *copy, int number, const DlLock *lock, const DlLease *lease,
 	row->position = position;
 	row->pinned_by = pinned_by;
 	row->barred = lock->nleases == 0 && dl_engine_is_barred(lock, lease->mode);
+	row->semaphore = lock->limit > 0;
 	row->lease = *lease;
 	row->key = lock->key;
 }
@@ -293,12 +296,12 @@ blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
 	pid_list = palloc(sizeof(Datum) * (waiter - first + 1));
 	if (row->barred && row->position > 0)
 		pid_list[npids++] = Int32GetDatum(0);
-	for (int i = first; i < waiter && row->position > 0; i++)
+	for (int i = first; i < waiter && row->position > 0 && !row->lease.ready; i++)
 	{
 		const DlLease *other = &copy->rows[i].lease;
 		int			pinned_by = copy->rows[i].pinned_by;
 
-		if (other->mode == DL_SHARED && row->lease.mode == DL_SHARED)
+		if (!row->semaphore && other->mode == DL_SHARED && row->lease.mode == DL_SHARED)
 			continue;
 		if (pinned_by != 0)
 		{
@@ -317,6 +320,20 @@ blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
 											  TYPALIGN_DOUBLE));
 	*pids = PointerGetDatum(construct_array(pid_list, npids, INT4OID,
 											sizeof(int32), true, TYPALIGN_INT));
+}
+
+/* Append an array of process IDs. */
+static ArrayBuildState *
+add_all(ArrayBuildState *result, Datum pids)
+{
+	Datum	   *elements;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(pids), INT4OID, sizeof(int32), true,
+					  TYPALIGN_INT, &elements, NULL, &n);
+	for (int i = 0; i < n; i++)
+		result = accumArrayResult(result, elements[i], false, INT4OID, CurrentMemoryContext);
+	return result;
 }
 
 static void
@@ -369,13 +386,44 @@ distlock_show_waiters(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* Who keeps a session waiting for a lock, as pg_blocking_pids() has it. */
+Datum
+distlock_blocking_pids(PG_FUNCTION_ARGS)
+{
+	DlExtension extension;
+	Copy		copy = {0};
+	ArrayBuildState *result = initArrayResult(INT4OID, CurrentMemoryContext, false);
+
+	dl_require_library();
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	extension = dl_extension_of(fcinfo->flinfo->fn_oid);
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+	{
+		copy_partition(&copy, p, extension.oid);
+		for (int i = 0; i < copy.nrows; i++)
+		{
+			Datum		tokens;
+			Datum		pids;
+
+			if (copy.rows[i].lease.state == DL_WAITING &&
+				copy.rows[i].lease.pid == PG_GETARG_INT32(0))
+			{
+				blockers(&copy, i, &tokens, &pids);
+				result = add_all(result, pids);
+			}
+		}
+	}
+	PG_RETURN_DATUM(makeArrayResult(result, CurrentMemoryContext));
+}
+
 /* The row of distlock_stats. */
 Datum
 distlock_show_stats(PG_FUNCTION_ARGS)
 {
 	DlCounters	sum = {0};
-	Datum		values[15];
-	bool		nulls[15] = {false};
+	Datum		values[16];
+	bool		nulls[16] = {false};
 	int			i = 0;
 
 	dl_require_library();
@@ -401,6 +449,7 @@ distlock_show_stats(PG_FUNCTION_ARGS)
 		sum.guards += counters->guards;
 		sum.guards_refused += counters->guards_refused;
 		sum.commits_refused += counters->commits_refused;
+		sum.deadlocks += counters->deadlocks;
 		dl_partition_unlock(p, &fx);
 	}
 	values[i++] = Int64GetDatum(sum.acquired);
@@ -418,6 +467,7 @@ distlock_show_stats(PG_FUNCTION_ARGS)
 	values[i++] = Int64GetDatum(sum.guards);
 	values[i++] = Int64GetDatum(sum.guards_refused);
 	values[i++] = Int64GetDatum(sum.commits_refused);
+	values[i++] = Int64GetDatum(sum.deadlocks);
 	Assert(i == lengthof(values));
 	put_row(fcinfo, values, nulls);
 	return (Datum) 0;
@@ -428,9 +478,9 @@ put_image(FunctionCallInfo fcinfo, const DlImageData *image, DlImageCheck check,
 		  BlockNumber block, OffsetNumber offset)
 {
 	bool		is_lease = check == DL_CHECK_LEASE;
-	Datum		values[10] = {0};
-	bool		nulls[10] = {false};
-	int			i = 7;
+	Datum		values[12] = {0};
+	bool		nulls[12] = {false};
+	int			i = 9;
 
 	if (is_lease)
 	{
@@ -441,6 +491,10 @@ put_image(FunctionCallInfo fcinfo, const DlImageData *image, DlImageCheck check,
 		values[4] = role_name(image->owner);
 		values[5] = TimestampTzGetDatum(image->granted_at);
 		values[6] = interval_of(image->ttl);
+		nulls[7] = image->limit == 0;
+		values[7] = Int32GetDatum(image->limit);
+		nulls[8] = image->request_id[0] == '\0';
+		values[8] = CStringGetTextDatum(image->request_id);
 	}
 	else
 		memset(nulls, true, i * sizeof(bool));

@@ -568,7 +568,9 @@ check_wakes(int actor)
 		verify(CHECK_FEW_WAKES, session->claim != NULL &&
 			   (session->record->state != DL_WAITING ||
 				session->record->timer < session->sleep_until),
-			   "backend %d was woken for nothing", b);
+			   "backend %d was woken for nothing: it sleeps until " INT64_FORMAT
+			   ", its timer is " INT64_FORMAT, b, session->sleep_until,
+			   session->claim == NULL ? 0 : session->record->timer);
 	}
 }
 

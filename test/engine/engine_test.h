@@ -17,7 +17,7 @@
 #undef vsnprintf
 #undef qsort
 
-#include "engine.h"
+#include "engine_parts.h"
 #include "model.h"
 #include "disk.h"
 
@@ -71,6 +71,7 @@ typedef struct Session
 	Claim	   *claim;			/* its request, until told or given up */
 	DlLease    *record;			/* of the claim */
 	DlRequest	request;		/* the same, to enter it again */
+	DlKey		key;			/* of its lock */
 	int64		sleep_until;	/* the timer it last saw */
 	bool		woken;			/* its latch */
 	bool		just_woken;		/* by the operation under way */
@@ -98,7 +99,7 @@ typedef struct Run
 /* How often what is rare happened, to see that a run is worth its while. */
 typedef struct Events
 {
-	int64		verdicts[2][DL_GONE + 1];	/* of requests, of looks */
+	int64		verdicts[2][DL_REPLACED + 1];	/* of requests, of looks */
 	int64		guards;
 	int64		no_guard;		/* all were in use */
 	int64		commits;

@@ -284,7 +284,7 @@ settle(ModelLock *lock)
 		Claim	   *head = lock->queue[0];
 		int64		token;
 
-		if (blocked(lock, head->mode) || !is_open(lock) || model_is_barred(lock, head->mode))
+		if (!is_open(lock) || blocked(lock, head->mode) || model_is_barred(lock, head->mode))
 			return;
 		token = draw(lock, head->durable, head->bucket);
 		if (token == 0)
@@ -314,15 +314,12 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 {
 	Claim	   *claim = model.claims;
 	bool		is_new = !model_is_in_use(lock);
-	bool		wait = blocked(lock, request->mode);
+	bool		wait = !is_open(lock);
 	int64		token = 0;
 
-	if (lock->nqueue > 0)
-	{
+	if (!wait && lock->nqueue > 0)
 		settle(lock);
-		wait = lock->nqueue > 0 || model_conflict(lock, request->mode) != NULL;
-	}
-	wait = wait || !is_open(lock);
+	wait = wait || lock->nqueue > 0 || blocked(lock, request->mode);
 	counters_of(lock)->contended += wait;
 	if (wait && !request->may_wait)
 	{
@@ -385,7 +382,7 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 	claim->state = DL_WAITING;
 	claim->since = model.now;
 	append(lock->queue, &lock->nqueue, claim);
-	return DL_QUEUED;
+	return model_look(claim);
 }
 
 DlVerdict

@@ -168,7 +168,8 @@ test_sweep(void)
 {
 	int			n = large_leases;
 	int64	   *granted = malloc(n * sizeof(int64));
-	DlRequest	request = {.supply = &supplies[0],.scope = DL_SCOPE_LEASE};
+	DlKey		key;
+	DlRequest	request = {.keys = &key,.nkeys = 1,.supply = &supplies[0],.scope = DL_SCOPE_LEASE};
 	int64		now = 1000;
 	int64		looked_at;
 
@@ -180,7 +181,7 @@ test_sweep(void)
 		DlLease    *lease;
 		DlVerdict	verdict;
 
-		set_key(&request.key, i);
+		set_key(&key, i);
 		request.ttl = i < NSHORT ? 1000 : TTL + i;
 		start();
 		verdict = dl_engine_request(engine, &request, now, 0, &lease, &fx);
@@ -205,9 +206,9 @@ test_sweep(void)
 		DlEffects	fx = DL_NO_EFFECTS;
 		DlLease    *lease;
 
-		set_key(&request.key, i);
+		set_key(&key, i);
 		start();
-		lease = dl_engine_find(engine, &request.key, granted[i], now, &fx);
+		lease = dl_engine_find(engine, &key, granted[i], now, &fx);
 		if (lease != NULL)
 			dl_engine_renew(engine, lease, i < 2 * NSHORT ? 1000 : TTL + i, now, &fx);
 		stop();
@@ -238,9 +239,9 @@ test_sweep(void)
 		DlEffects	fx = DL_NO_EFFECTS;
 		DlLease    *lease;
 
-		set_key(&request.key, i);
+		set_key(&key, i);
 		start();
-		lease = dl_engine_find(engine, &request.key, granted[i], now, &fx);
+		lease = dl_engine_find(engine, &key, granted[i], now, &fx);
 		if (lease != NULL)
 			dl_engine_end(engine, lease, DL_RELEASED, now, &fx);
 		stop();
@@ -278,7 +279,7 @@ yield_partition(int partition)
 
 /* Store a lease that has been granted, and have it told; or give it up. */
 static DlVerdict
-store_and_look(int partition, DlLease *lease, bool store)
+store_and_look(DlRequest *request, int partition, DlLease *lease, bool store)
 {
 	DlEffects	fx = DL_NO_EFFECTS;
 	DlPlace		place = {.block = 0};
@@ -286,7 +287,7 @@ store_and_look(int partition, DlLease *lease, bool store)
 	if (store && dl_engine_place(lease, lease->serial, place, 0))
 		dl_engine_stored(lease, lease->serial, lease->ttl);
 	yield_partition(partition);
-	if (dl_engine_look(engine, partition, lease, 0, 0, &fx) == DL_TOLD)
+	if (dl_engine_look(engine, request, &lease, 0, 0, &fx) == DL_TOLD)
 		return DL_TOLD;
 	dl_engine_leave(engine, partition, lease, 0, &fx);
 	return DL_AGAIN;
@@ -307,24 +308,26 @@ static void *
 run_thread(void *arg)
 {
 	int			me = *(int *) arg;
-	DlRequest	request = {.supply = &supplies[0],.scope = DL_SCOPE_LEASE,.ttl = 1000};
+	DlKey		key;
+	DlRequest	request = {.keys = &key,.nkeys = 1,.supply = &supplies[0],
+	.scope = DL_SCOPE_LEASE,.ttl = 1000};
 
 	for (int i = 0; i < THREAD_STEPS; i++)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
 		DlLease    *lease;
 		DlLease		copy;
-		DlKey		key;
+		DlKey		key_copy;
 		int			partition;
 		DlVerdict	verdict;
 
-		set_key(&request.key, i * NTHREADS + me);
+		set_key(&key, i * NTHREADS + me);
 		request.durable = i % 4 >= 2;
-		partition = dl_partition_of(request.key.hash);
+		partition = dl_partition_of(key.hash);
 		pthread_mutex_lock(&mutexes[partition]);
 		verdict = dl_engine_request(engine, &request, 0, 0, &lease, &fx);
 		if (verdict == DL_UNTOLD)
-			verdict = store_and_look(partition, lease, i % 8 < 7);
+			verdict = store_and_look(&request, partition, lease, i % 8 < 7);
 		if (verdict == DL_TOLD)
 		{
 			DlGuard    *guard = dl_engine_guard(engine, lease, me);
@@ -337,11 +340,11 @@ run_thread(void *arg)
 			{
 				dl_engine_end(engine, lease, DL_FORCED, 0, &fx);
 				yield_partition(partition);
-				dl_engine_take_over(engine, partition, &copy, &key);
+				dl_engine_take_over(engine, partition, &copy, &key_copy);
 			}
 		}
 		if (verdict == DL_TOLD && request.durable)
-			clear_leftover(partition, &request.key);
+			clear_leftover(partition, &key);
 		pthread_mutex_unlock(&mutexes[partition]);
 	}
 	return NULL;

@@ -18,7 +18,7 @@ lock_of_key(const DlKey *key)
 ModelLock *
 lock_of_session(const Session *session)
 {
-	return lock_of_key(&session->request.key);
+	return lock_of_key(&session->key);
 }
 
 /* Pass the barrier in front of the session's request, which must be possible. */
@@ -39,12 +39,46 @@ give_up_tag(Session *session)
 	session->has_tag = session->passing = false;
 }
 
+/* What the session does about the verdict on its request. */
+static void
+react(Session *session, DlVerdict verdict)
+{
+	Claim	   *claim = session->claim;
+
+	switch (verdict)
+	{
+		case DL_TOLD:
+			session->claim = NULL;
+			if (run.storing)
+				check_told(claim);
+			break;
+		case DL_UNTOLD:
+			start_acquire_job(session - sessions);
+			break;
+		case DL_QUEUED:
+			session->sleep_until = claim->record->timer;
+			verify(CHECK_WAKES, session->sleep_until > model.now, "the timer is past");
+			break;
+		case DL_NO_TOKEN:
+			session->sleep_until = claim->record->timer;
+			session->reserving = true;
+			break;
+		case DL_BARRED:
+			session->sleep_until = claim->record->timer;
+			session->passing = true;
+			break;
+		default:
+			session->woken = true;	/* comes to leave */
+			break;
+	}
+}
+
 /* Enter the session's request. */
 DlVerdict
 enter(Session *session)
 {
 	DlRequest  *request = &session->request;
-	ModelLock  *lock = lock_of_key(&request->key);
+	ModelLock  *lock = lock_of_key(request->keys);
 	DlEffects	fx = DL_NO_EFFECTS;
 	DlLease    *record = NULL;
 	Claim	   *claim = NULL;
@@ -52,13 +86,16 @@ enter(Session *session)
 	DlVerdict	verdict;
 
 	begin_operation("request by backend, lock", request->backend, lock - model.locks);
+	request->entered = false;
 	expected = model_request(lock, request, &claim);
 	verdict = dl_engine_request(engine, request, model.now, 0, &record, &fx);
 	memcpy(session->wanted, fx.wanted, sizeof(session->wanted));
 	session->stored = false;
 	verify(CHECK_MODEL, verdict == expected, "request: verdict %d, should be %d", verdict, expected);
 	events.verdicts[0][verdict]++;
-	if (verdict == DL_TOLD || verdict == DL_UNTOLD || verdict == DL_QUEUED)
+	verify(CHECK_MODEL, request->entered == (claim != NULL), "a request has %sentered",
+		   request->entered ? "" : "not ");
+	if (claim != NULL)
 	{
 		claim->record = record;
 		claim->serial = record->serial;
@@ -68,27 +105,14 @@ enter(Session *session)
 			   record->pid == request->pid && record->owner == request->owner &&
 			   strcmp(record->holder, request->holder) == 0, "request not copied");
 	}
-	if (verdict == DL_QUEUED)
-	{
-		session->claim = claim;
-		session->record = record;
-		session->sleep_until = record->timer;
-		session->woken = session->reserving = false;
-
-		/* One that stands in front of a barrier, and of all others, looks at once. */
-		verify(CHECK_WAKES, record->timer > model.now ||
-			   (claim == lock->queue[0] && model_is_barred(lock, claim->mode)),
-			   "the timer of a new request is past");
-	}
-	if (verdict == DL_UNTOLD)
+	if (claim != NULL)
 	{
 		session->claim = claim;
 		session->record = record;
 		session->woken = session->reserving = false;
-		start_acquire_job(request->backend);
+		give_up_tag(session);
+		react(session, verdict);
 	}
-	if (verdict == DL_TOLD && run.storing)
-		check_told(claim);
 	finish_operation(model_partition(lock), &fx, request->backend);
 	return verdict;
 }
@@ -110,8 +134,10 @@ acquire(Session *session)
 		if (session->has_tag)
 			request->pass = DL_PASS_HELD;
 		verdict = enter(session);
-		give_up_tag(session);
 		request->pass = DL_PASS_NONE;
+		if (session->claim != NULL)
+			return;
+		give_up_tag(session);
 		switch (verdict)
 		{
 			case DL_NO_TOKEN:
@@ -177,36 +203,12 @@ look(Session *session)
 		dl_engine_stored(claim->record, claim->serial, claim->ttl);
 	}
 	expected = model_look(claim);
-	verdict = dl_engine_look(engine, partition, claim->record, model.now, 0, &fx);
+	verdict = dl_engine_look(engine, &session->request, &claim->record, model.now, 0, &fx);
 	verify(CHECK_MODEL, verdict == expected, "look: verdict %d, should be %d", verdict, expected);
 	events.verdicts[1][verdict]++;
 	memcpy(session->wanted, fx.wanted, sizeof(session->wanted));
 	give_up_tag(session);
-	switch (verdict)
-	{
-		case DL_TOLD:
-			session->claim = NULL;
-			if (run.storing)
-				check_told(claim);
-			break;
-		case DL_UNTOLD:
-			start_acquire_job(session - sessions);
-			break;
-		case DL_QUEUED:
-			session->sleep_until = claim->record->timer;
-			verify(CHECK_WAKES, session->sleep_until > model.now, "the timer is past");
-			break;
-		case DL_NO_TOKEN:
-			session->reserving = true;
-			break;
-		case DL_BARRED:
-			session->sleep_until = claim->record->timer;
-			session->passing = true;
-			break;
-		default:
-			session->woken = true;	/* comes to leave, below */
-			break;
-	}
+	react(session, verdict);
 	finish_operation(partition, &fx, session - sessions);
 	if (verdict == DL_AGAIN || verdict == DL_GONE)
 	{
@@ -289,7 +291,9 @@ fill_request(int backend, ModelLock *lock, DlMode mode, DlScope scope, int64 ttl
 {
 	DlRequest  *request = &sessions[backend].request;
 
-	request->key = lock->key;
+	sessions[backend].key = lock->key;
+	request->keys = &sessions[backend].key;
+	request->nkeys = 1;
 	request->supply = &supplies[lock->database];
 	request->mode = mode;
 	request->scope = scope;

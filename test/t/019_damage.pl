@@ -14,13 +14,13 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-# Where things lie: DlImageData, and pages full of slots of 448 bytes.  Slot 1
+# Where things lie: DlImageData, and pages full of slots of 584 bytes.  Slot 1
 # is at the end of its page.
 my $BLCKSZ = 8192;
-my $IMAGE = 424;
+my $IMAGE = 560;
 my $SLOT = 24 + $IMAGE;
-my $SLOTS = 18;
-my %FIELD = (format => 4, mode => 6, name_len => 7, token => 8, ttl => 16, database => 32, holder => 40, name => 168);
+my $SLOTS = 13;
+my %FIELD = (format => 4, mode => 6, name_len => 7, token => 8, ttl => 16, database => 32, limit => 40, holder => 48, request_id => 176, name => 304);
 
 # From 18 on initdb turns data checksums on by itself.
 my ($major) = (run_command([ 'pg_config', '--version' ]))[0] =~ /(\d+)/;

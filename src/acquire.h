@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * acquire.h
+ *	  Acquiring: what a session does from its request to its token.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DISTLOCK_ACQUIRE_H
+#define DISTLOCK_ACQUIRE_H
+
+#include "engine.h"
+#include "extension.h"
+
+extern int64 dl_acquire(const DlExtension *extension, DlRequest *request,
+						int64 advisory_key, int64 wait, bool try);
+extern void dl_acquire_abandon(void);
+extern void dl_sleep_until(int64 deadline, uint32 wait_event);
+
+#endif							/* DISTLOCK_ACQUIRE_H */

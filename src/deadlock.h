@@ -1,0 +1,15 @@
+/*-------------------------------------------------------------------------
+ *
+ * deadlock.h
+ *	  Finding cycles of sessions that wait for each other.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DISTLOCK_DEADLOCK_H
+#define DISTLOCK_DEADLOCK_H
+
+#include "postgres.h"
+
+extern bool dl_deadlock_check(void);
+
+#endif							/* DISTLOCK_DEADLOCK_H */
