@@ -585,6 +585,8 @@ try_to_grant(DlEngine *engine, DlRequest *request, DlLease **leases, int64 now,
 	{
 		DlLease    *lease = leases[i];
 		Halt		why;
+		int64		timer;
+		bool		sooner;
 		bool		halted = advance(engine, lease->lock, now, fx, &why) == lease;
 
 		lease->passing = halted && why == HALT_BARRED;
@@ -599,7 +601,11 @@ try_to_grant(DlEngine *engine, DlRequest *request, DlLease **leases, int64 now,
 			return DL_UNTOLD;
 		if (lease->ready)
 			nready++;
-		lease->timer = timer_of(lease->lock, lease, now);
+		timer = timer_of(lease->lock, lease, now);
+		sooner = timer < lease->timer;
+		lease->timer = timer;
+		if (sooner)
+			check_timers(lease->lock, behind(lease->lock, lease), now, fx);
 	}
 	if (nready == request->nkeys)
 		return grant_ready(engine, leases, nready, now, fx) ? DL_UNTOLD : DL_NO_TOKEN;
