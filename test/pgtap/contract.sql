@@ -38,16 +38,35 @@ INSERT INTO contract VALUES
     ('distlock_acquire',
      $$name text, ttl interval DEFAULT NULL::interval, wait interval DEFAULT NULL::interval, $$ ||
      $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
-     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean$$, 'bigint'),
+     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
+     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
     ('distlock_try_acquire',
      $$name text, ttl interval DEFAULT NULL::interval, wait interval DEFAULT '00:00:00'::interval, $$ ||
      $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
-     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean$$, 'bigint'),
+     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
+     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
+    ('distlock_acquire_all',
+     $$names text[], ttl interval DEFAULT NULL::interval, wait interval DEFAULT NULL::interval, $$ ||
+     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
+     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
+     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
+    ('distlock_try_acquire_all',
+     $$names text[], ttl interval DEFAULT NULL::interval, wait interval DEFAULT '00:00:00'::interval, $$ ||
+     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
+     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
+     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
     ('distlock_renew', 'name text, token bigint, ttl interval DEFAULT NULL::interval',
      'timestamp with time zone'),
     ('distlock_release', 'name text, token bigint', 'boolean'),
     ('distlock_check', 'name text, token bigint', 'boolean'),
     ('distlock_guard', 'name text, token bigint', 'void'),
+    ('distlock_renew_all', 'names text[], token bigint, ttl interval DEFAULT NULL::interval',
+     'timestamp with time zone'),
+    ('distlock_release_all', 'names text[], token bigint', 'boolean'),
+    ('distlock_check_all', 'names text[], token bigint', 'boolean'),
+    ('distlock_guard_all', 'names text[], token bigint', 'void'),
+    ('distlock_watch', 'name text, token bigint, wait interval DEFAULT NULL::interval', 'bigint'),
+    ('distlock_blocking_pids', 'pid integer', 'integer[]'),
     ('distlock_protect', 'rel regclass, name text', 'void'),
     ('distlock_unprotect', 'rel regclass', 'void'),
     ('distlock_force_release', 'name text', 'integer'),
@@ -87,10 +106,10 @@ FROM (VALUES
     ('distlock_protected', 'rel regclass, name text, enabled boolean'),
     ('distlock_images',
      'name text, token bigint, mode text, holder text, owner name, granted_at timestamp with time zone, ' ||
-     'ttl interval, block bigint, slot integer, damaged boolean')) AS v (view, columns);
+     'ttl interval, max_holders integer, request_id text, block bigint, slot integer, damaged boolean')) AS v (view, columns);
 SELECT has_column('distlock_stats', c, 'distlock_stats counts ' || c)
 FROM unnest(ARRAY['acquired', 'contended', 'wait_seconds', 'timeouts', 'renewed', 'released',
-    'expired', 'lost', 'guards', 'guards_refused', 'commits_refused']::name[]) AS c;
+    'expired', 'lost', 'guards', 'guards_refused', 'commits_refused', 'deadlocks']::name[]) AS c;
 SELECT results_eq('SELECT count(*) FROM distlock_stats', ARRAY[1::bigint], 'distlock_stats has one row');
 
 --

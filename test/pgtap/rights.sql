@@ -19,9 +19,9 @@ CREATE ROLE regress_distlock_other;
 -- Privileges
 --
 SELECT function_privs_are('distlock_acquire',
-    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean'], 'regress_distlock_other', ARRAY['EXECUTE']);
+    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean', 'integer', 'text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_try_acquire',
-    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean'], 'regress_distlock_other', ARRAY['EXECUTE']);
+    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean', 'integer', 'text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_renew', ARRAY['text', 'bigint', 'interval'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_release', ARRAY['text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_check', ARRAY['text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
