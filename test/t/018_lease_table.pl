@@ -317,7 +317,7 @@ WITH (create_slot = false, binary = $binary)});
 			SELECT count(*) FROM distlock_lease_table;
 			SELECT name, token FROM distlock_leases;
 			SELECT name, token FROM distlock_images}),
-		"18\nheld/1|$theirs\nheld/1|$theirs",
+		"13\nheld/1|$theirs\nheld/1|$theirs",
 		"subscription, binary = $binary: leases do not");
 	$node->safe_psql('subscriber', "DROP SUBSCRIPTION $name");
 }
