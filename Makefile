@@ -42,8 +42,8 @@ PGFILEDESC = "distlock - lock service: leases with fencing tokens"
 EXTENSION = distlock
 DATA = distlock--1.0.sql
 
-REGRESS = arguments leases transactions guard protect rights views lease_table limits
-ISOLATION = setup fifo shared cancel commit undo expiry force successor guard guard_release guard_savepoint guard_levels guard_serializable guard_shared guard_pinned guard_prepared
+REGRESS = arguments leases transactions semaphores several repeated watch bridge guard protect rights views lease_table limits
+ISOLATION = setup fifo shared cancel commit undo expiry force successor semaphore several several_fair repeated watch bridge guard guard_release guard_savepoint guard_levels guard_serializable guard_shared guard_pinned guard_prepared
 ISOLATION_OPTS = --inputdir=test/isolation --launcher=test/isolation/mask_tokens
 
 PG_CONFIG ?= pg_config

@@ -82,7 +82,7 @@ done
 begin
 apt_install libipc-run-perl "postgresql-$PG_VERSION-pgtap" \
 	libtap-parser-sourcehandler-pgtap-perl pgbouncer \
-	python3-psycopg python3-psycopg2
+	python3-psycopg python3-psycopg2 default-jdk-headless libpostgresql-jdbc-java
 build_and_install
 pgxs=$("$pg_bin/pg_config" --pkglibdir)/pgxs
 cd "$work/tree"

@@ -176,6 +176,119 @@ SELECT token, distlock_check('a', token), distlock_release('a', token)
 FROM (VALUES (0), (-1), (9223372036854775807), (-9223372036854775808)) AS s (token);
 SELECT pg_temp.error_of('SELECT distlock_renew(''a'', -1)');
 
+--
+-- max_holders, request_id, advisory_key
+--
+SELECT max_holders || '  ' || pg_temp.error_of(format('SELECT distlock_acquire(''a'', max_holders => %s)', max_holders))
+FROM (VALUES ('0'), ('-1'), ('-2147483648')) AS s (max_holders);
+SELECT distlock_release('a', distlock_acquire('a', max_holders => 2147483647));
+-- The mode of a permit does not matter, but it has to be one.
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', max_holders => 1, mode => ''permit'')');
+SELECT pg_temp.error_of('SELECT distlock_acquire(''a'', max_holders => 1, mode => NULL)');
+SELECT distlock_release('a', distlock_acquire('a', max_holders => 1, mode => 'shared'));
+
+SELECT pg_temp.error_of(format('SELECT distlock_acquire(''a'', request_id => %s)', request_id))
+FROM (VALUES (''''''), ('repeat(''r'', 128)'), ('repeat(''r'', 1000000)')) AS s (request_id);
+SELECT distlock_acquire('a', request_id => repeat('r', 127)) AS token \gset
+SELECT distlock_acquire('a', request_id => repeat('r', 127)) = :token;
+SELECT left(pg_temp.error_of('SELECT distlock_acquire(''a'', wait => ''0'', request_id => repeat(''r'', 126))'), 5);
+SELECT distlock_release('a', :token);
+-- Bytes count, not characters.
+SELECT pg_temp.error_of(format('SELECT distlock_acquire(''a'', request_id => %L)',
+    repeat(:'e', 128 / octet_length(:'e'))));
+
+SELECT arguments || E'\n  ' || pg_temp.error_of(format('SELECT distlock_acquire(''a'', advisory_key => 1, %s)', arguments))
+FROM (VALUES ('holder => NULL'), ('scope => ''lease'''), ('scope => ''session'', request_id => ''r'''),
+    ('scope => ''transaction'', request_id => ''r''')) AS s (arguments);
+SELECT advisory_key, distlock_release('a/' || advisory_key, distlock_acquire('a/' || advisory_key, scope => 'session', advisory_key => advisory_key))
+FROM (VALUES (0), (-1), (9223372036854775807), (-9223372036854775808)) AS s (advisory_key);
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+
+-- Null stands for none of them.
+SELECT distlock_release('a', distlock_acquire('a', max_holders => NULL, request_id => NULL, advisory_key => NULL));
+
+-- The other ways to acquire check the same arguments.
+SELECT argument, count(*), count(DISTINCT told), min(told)
+FROM (VALUES (1, 'ttl => ''0'''), (2, 'wait => ''-1 s'''), (3, 'mode => ''none'''), (4, 'scope => ''none'''),
+    (5, 'holder => repeat(''h'', 128)'), (6, 'durable => true, scope => ''session'''),
+    (7, 'max_holders => 0'), (8, 'request_id => '''''), (9, 'advisory_key => 1')) AS a (number, argument),
+    (VALUES ('SELECT distlock_acquire(''a'', %s)'), ('SELECT distlock_try_acquire(''a'', %s)'),
+    ('SELECT distlock_acquire_all(''{a}'', %s)'), ('SELECT distlock_try_acquire_all(''{a}'', %s)'),
+    ('CALL distlock_lock(''a'', NULL, %s)')) AS f (function),
+    pg_temp.error_of(format(function, argument)) AS told
+GROUP BY number, argument ORDER BY number;
+
+--
+-- Arrays of names
+--
+SELECT names || E'\n  ' || pg_temp.error_of(format('SELECT distlock_acquire_all(%s)', names))
+FROM (VALUES ('NULL'), ('NULL::text[]'), ('''{}'''), ('ARRAY[]::text[]'), ('ARRAY[NULL]::text[]'), ('ARRAY[''a'', NULL]'),
+    ('ARRAY[''a'', '''']'), ('ARRAY[''a'', repeat(''n'', 256)]'),
+    ('(SELECT array_agg(i::text) FROM generate_series(1, 65) AS i)')) AS s (names);
+-- All others check them likewise.
+SELECT names, count(*), count(DISTINCT pg_temp.error_of(format('SELECT %s', replace(function, '?', names)))) AS different
+FROM (VALUES ('distlock_acquire_all(?)'), ('distlock_try_acquire_all(?)'), ('distlock_renew_all(?, 1)'),
+    ('distlock_release_all(?, 1)'), ('distlock_check_all(?, 1)'), ('distlock_guard_all(?, 1)')) AS f (function),
+    (VALUES ('NULL'), ('''{}'''), ('ARRAY[''a'', NULL]'), ('ARRAY[''a'', '''']'), ('ARRAY[''a'', repeat(''n'', 256)]'),
+    ('(SELECT array_agg(i::text) FROM generate_series(1, 65) AS i)')) AS s (names)
+GROUP BY names ORDER BY names COLLATE "C";
+SELECT pg_temp.error_of(statement) FROM (VALUES
+    ('SELECT distlock_renew_all(''{a}'', NULL)'), ('SELECT distlock_release_all(''{a}'', NULL)'),
+    ('SELECT distlock_check_all(''{a}'', NULL)'), ('SELECT distlock_guard_all(''{a}'', NULL)'),
+    ('SELECT distlock_renew_all(''{a}'', 1, ''0'')')) AS s (statement);
+
+-- However they come, they are text.  Of 65 no more than 64 differ.
+CREATE DOMAIN pg_temp.lock_name AS text;
+CREATE DOMAIN pg_temp.lock_names AS varchar[];
+SELECT distlock_acquire_all('{a,b}') AS a, distlock_acquire_all(ARRAY['c', 'd']::varchar[]) AS b,
+    distlock_acquire_all(ARRAY['e', 'f']::name[]) AS c, distlock_acquire_all('{{g,h},{i,g}}') AS d,
+    distlock_acquire_all('[0:1]={j,k}') AS e, distlock_acquire_all(ARRAY['l', 'm']::pg_temp.lock_name[]) AS f,
+    distlock_acquire_all(ARRAY['n', 'o']::pg_temp.lock_names) AS g,
+    distlock_acquire_all('{"p,q","{r}"," s ","null"}') AS h,
+    distlock_acquire_all((SELECT array_agg('many/' || i % 64) FROM generate_series(1, 65) AS i)) AS i,
+    distlock_acquire_all((SELECT array_agg('t'::text) FROM generate_series(1, 10000))) AS j \gset
+SELECT string_agg(format('[%s]', name), ' ' ORDER BY token, name COLLATE "C") FROM distlock_leases WHERE name NOT LIKE 'many/%';
+SELECT count(*) FROM distlock_leases WHERE name LIKE 'many/%' AND token = :i;
+SELECT distlock_check_all('{b,a,b}', :a), distlock_check_all(ARRAY['a', 'c'], :a), distlock_check_all('{g,h,i}', :d);
+SELECT count(*), bool_and(distlock_release_all(names, token))
+FROM (SELECT array_agg(name) AS names, token FROM distlock_leases GROUP BY token) AS l;
+
+-- A name is not mistaken for an array, nor an array for a name.
+SELECT distlock_release('{a,b}', distlock_acquire('{a,b}'));
+SELECT left(pg_temp.error_of(statement), 5) FROM (VALUES
+    ('SELECT distlock_acquire_all(''a'')'), ('SELECT distlock_acquire(ARRAY[''a''])')) AS s (statement);
+
+-- Parameters without a type take it from the function.
+PREPARE acquire AS SELECT distlock_acquire($1, ttl => $2, wait => $3, mode => $4, scope => $5,
+    holder => $6, durable => $7, max_holders => $8, request_id => $9, advisory_key => $10) AS a;
+EXECUTE acquire ('untyped', '1 min', '0', 'shared', 'lease', 'h', 'off', '2', 'r', NULL) \gset
+PREPARE acquire_all AS SELECT distlock_acquire_all($1, $2, holder => $3) AS b;
+EXECUTE acquire_all ('{a,b}', '1 min', 'all') \gset
+SELECT parameter_types FROM pg_prepared_statements ORDER BY name;
+SELECT name, mode, holder, durable, ttl FROM distlock_leases ORDER BY name;
+PREPARE others AS SELECT distlock_check($1, $2), distlock_check_all($3, $4),
+    distlock_renew_all($3, $4, $5) > clock_timestamp(), distlock_watch($1, $6, $7) = $2,
+    distlock_release($1, $2), distlock_release_all($3, $4);
+EXECUTE others ('untyped', :a, '{b,a}', :b, '2 min', 1, '0');
+DEALLOCATE ALL;
+
+--
+-- Watching: any token, and null for a free lock.
+--
+SELECT statement || E'\n  ' || pg_temp.error_of(statement) FROM (VALUES
+    ('SELECT distlock_watch(NULL, 1)'), ('SELECT distlock_watch('''', 1)'),
+    ('SELECT distlock_watch(repeat(''n'', 256), 1)'),
+    ('SELECT distlock_watch(''a'', NULL, ''-1 s'')'), ('SELECT distlock_watch(''a'', NULL, ''1 month'')'),
+    ('CALL distlock_watch_next(NULL, 1)'), ('CALL distlock_watch_next('''', 1)'),
+    ('CALL distlock_watch_next(''a'', NULL, ''-1 s'')'), ('CALL distlock_lock(NULL)'), ('CALL distlock_lock('''')')) AS s (statement);
+-- No lease has these tokens, so whoever gives one learns at once what there is.
+SET statement_timeout = '1min';
+SELECT token, distlock_watch('a', token) IS NULL
+FROM (VALUES (0), (-1), (9223372036854775807), (-9223372036854775808)) AS s (token);
+CALL distlock_watch_next('a', 0);
+RESET statement_timeout;
+SELECT distlock_watch('a', NULL, '0') IS NULL;
+
 -- A setting of ours that does not exist is refused.
 SET distlock.max_lease = 1;
 

@@ -146,15 +146,21 @@ stake_claim(const Acquire *acquire)
 	}
 }
 
-/* Will this transaction release one of the locks? */
+/* Will this transaction release one of the locks?  Notes which. */
 static bool
-releases_itself(const DlRequest *request, int64 now)
+releases_itself(Acquire *acquire)
 {
+	const DlRequest *request = acquire->request;
+
 	if (!dl_txn_releases_any())
 		return false;
 	for (int i = 0; i < request->nkeys; i++)
-		if (dl_txn_releases_lock(dl_engine_find_lock(dl_shared->engine, &request->keys[i]), now))
+		if (dl_txn_releases_lock(dl_engine_find_lock(dl_shared->engine, &request->keys[i]),
+								 acquire->now))
+		{
+			acquire->obstructed = i;
 			return true;
+		}
 	return false;
 }
 
@@ -224,7 +230,7 @@ ask(Acquire *acquire)
 	if (claimed && !is_ours(0))
 	{
 		acquire->verdict = DL_REPLACED;
-		claim.n = 0;
+		leave(acquire->now, &acquire->fx);
 	}
 	else if (claimed)
 	{
@@ -233,7 +239,7 @@ ask(Acquire *acquire)
 			if ((acquire->held >> i & 1) != 0)
 				dl_engine_pass(claim.leases[i]);
 			if (acquire->stored)
-				dl_engine_stored(claim.leases[i], claim.serials[i], request->ttl);
+				dl_engine_stored(claim.leases[i], claim.serials[i], acquire->ttl);
 		}
 		acquire->verdict = dl_engine_look(engine, request, claim.leases, acquire->now,
 										  GetCurrentTimestamp(), &acquire->fx);
@@ -241,7 +247,7 @@ ask(Acquire *acquire)
 	else
 	{
 		request->entered = false;
-		acquire->self = releases_itself(request, acquire->now);
+		acquire->self = releases_itself(acquire);
 		acquire->verdict = acquire->self ? DL_BUSY :
 			dl_engine_request(engine, request, acquire->now, GetCurrentTimestamp(),
 							  claim.leases, &acquire->fx);
@@ -265,6 +271,10 @@ ask(Acquire *acquire)
 			acquire->ttl = claim.leases[0]->ttl;
 			claim.n = 0;
 			break;
+		case DL_UNTOLD:
+			/* Another session may have asked for more, before we took over. */
+			acquire->ttl = Max(request->ttl, claim.leases[0]->ttl);
+			break;
 		case DL_REPEATED:
 			take_back(request);
 			acquire->token = claim.leases[0]->token;
@@ -285,7 +295,7 @@ ask(Acquire *acquire)
 		default:
 			break;
 	}
-	if (acquire->over)
+	if (acquire->over && !acquire->self)
 		find_obstacle(acquire);
 	if (acquire->over && acquire->verdict == DL_QUEUED)
 		engine->partitions[claim.partition[0]].counters.timeouts++;
@@ -605,7 +615,7 @@ see_to_it(Acquire *acquire)
 			if (request->durable && !acquire->stored)
 				acquire->stored = dl_store_write(acquire->extension, request->keys,
 												 claim.leases, claim.serials,
-												 request->nkeys, request->ttl);
+												 request->nkeys, acquire->ttl);
 			else
 				for (int i = 0; i < request->nkeys; i++)
 					dl_store_clear_leftovers(acquire->extension, &request->keys[i]);
@@ -663,6 +673,7 @@ see_to_it(Acquire *acquire)
 			acquire->swept = true;
 			break;
 		case DL_EXPIRED_ID:
+			CHECK_FOR_INTERRUPTS();
 			dl_lease_sweep();
 			break;
 		case DL_GONE:

@@ -33,6 +33,7 @@
 #include "storage/proc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 
 #include "barrier.h"
 #include "shmem.h"
@@ -86,6 +87,8 @@ take_tag(const LOCKTAG *tag, LOCKMODE mode, bool session, bool wait)
 	ResourceOwner owner = CurrentResourceOwner;
 	LockAcquireResult result;
 
+	if (wait)
+		InvalidateCatalogSnapshot();	/* it would hold back vacuum */
 	CurrentResourceOwner = CurTransactionResourceOwner;
 	result = LockAcquire(tag, mode, session, !wait);
 	CurrentResourceOwner = owner;

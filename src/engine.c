@@ -300,6 +300,7 @@ dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl, int64 now,
 	if (lease->deadline < before)
 	{
 		fx->deadline = Min(fx->deadline, lease->deadline);
+		dl_watchers_wake(lease->lock, fx);
 		dl_settle(engine, lease->lock, now, fx);
 	}
 	return true;

@@ -269,7 +269,10 @@ distlock_lock(PG_FUNCTION_ARGS)
 static int64
 watched_token(FunctionCallInfo fcinfo, int arg)
 {
-	return PG_ARGISNULL(arg) ? 0 : dl_arg_token(fcinfo, arg);
+	int64		token = PG_ARGISNULL(arg) ? 0 : dl_arg_token(fcinfo, arg);
+
+	/* That no lease has token 0 does not make it null. */
+	return token == 0 && !PG_ARGISNULL(arg) ? -1 : token;
 }
 
 Datum

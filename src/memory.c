@@ -271,6 +271,7 @@ dl_record_create(DlPartition *part, DlLock *lock, dlist_node *node)
 	part->nleases++;
 	lease->lock = lock;
 	lease->token = 0;
+	lease->deadline = DL_FOREVER;
 	lease->renewals = 0;
 	lease->nreleasing = 0;
 	lease->image = NULL;

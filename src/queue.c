@@ -175,9 +175,7 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 				;
 			else if (lease->nparts > 1)
 			{
-				lease->ready = true;
-				lease->timer = DL_FOREVER;
-				if (lease->asleep)
+				if (lease->asleep && !lease->ready)
 				{
 					DlLease    *next = behind(lock, lease);
 
@@ -185,7 +183,9 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 					if (next != NULL)
 						dl_wake(fx, next->backend);
 				}
+				lease->ready = true;
 				lease->asleep = false;
+				lease->timer = DL_FOREVER;
 				closed = lease->mode == DL_EXCLUSIVE;
 				nahead++;
 				continue;
@@ -208,8 +208,15 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 				*why = HALT_NO_TOKEN;
 		}
 		lease->ready = false;
+		lease->passing = lease->passing && *why == HALT_BARRED;
 		check_timers(lock, lease, now, fx);
-		return lease;
+		/* Those behind it were ready, and the next was first, before something changed. */
+		while ((lease = behind(lock, lease)) != NULL && (lease->ready || lease->passing))
+		{
+			lease->ready = lease->passing = false;
+			check_timers(lock, lease, now, fx);
+		}
+		return dlist_container(DlLease, lock_link, iter.cur);
 	}
 	*why = HALT_NONE;
 	return NULL;
@@ -585,9 +592,8 @@ try_to_grant(DlEngine *engine, DlRequest *request, DlLease **leases, int64 now,
 	{
 		DlLease    *lease = leases[i];
 		Halt		why;
-		int64		timer;
-		bool		sooner;
 		bool		halted = advance(engine, lease->lock, now, fx, &why) == lease;
+		int64		before;
 
 		lease->passing = halted && why == HALT_BARRED;
 		if (lease->passing)
@@ -601,10 +607,9 @@ try_to_grant(DlEngine *engine, DlRequest *request, DlLease **leases, int64 now,
 			return DL_UNTOLD;
 		if (lease->ready)
 			nready++;
-		timer = timer_of(lease->lock, lease, now);
-		sooner = timer < lease->timer;
-		lease->timer = timer;
-		if (sooner)
+		before = lease->timer;
+		lease->timer = timer_of(lease->lock, lease, now);
+		if (lease->timer < before)
 			check_timers(lease->lock, behind(lease->lock, lease), now, fx);
 	}
 	if (nready == request->nkeys)
@@ -661,7 +666,6 @@ dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions, int64 now,
 	{
 		Halt		why;
 
-		leases[i]->ready = false;
 		(void) advance(engine, leases[i]->lock, now, fx, &why);
 		if (!leases[i]->ready)
 			return;
@@ -774,7 +778,7 @@ dl_engine_overtake(DlEngine *engine, DlLease *lease, DlLease *before, int64 now,
 	Assert(lease->state == DL_WAITING);
 	dlist_delete(&lease->lock_link);
 	dlist_insert_before(&before->lock_link, &lease->lock_link);
-	before->ready = false;
-	check_timers(lock, lease, now, fx);
+	for (DlLease *other = lease; other != NULL; other = behind(lock, other))
+		check_timers(lock, other, now, fx);
 	(void) advance(engine, lock, now, fx, &why);
 }

@@ -114,7 +114,8 @@ static bool
 is_same_request(const DlRequest *request, const DlLease *lease)
 {
 	return lease->mode == request->mode && lease->scope == request->scope &&
-		lease->lock->limit == request->limit && lease->durable == request->durable;
+		lease->lock->limit == request->limit && lease->durable == request->durable &&
+		(lease->state == DL_LIVE || lease->nparts == request->nkeys);
 }
 
 /*
@@ -133,7 +134,7 @@ dl_id_find(DlEngine *engine, DlRequest *request, int64 now, DlLease **leases,
 	int			nlive = 0;
 
 	for (int i = 0; i < request->nkeys; i++)
-		if (leases[i] != NULL && leases[i]->state == DL_LIVE && leases[i]->deadline <= now)
+		if (leases[i] != NULL && leases[i]->state != DL_WAITING && leases[i]->deadline <= now)
 		{
 			dl_engine_end(engine, leases[i], DL_EXPIRED, now, fx);
 			leases[i] = NULL;
@@ -145,9 +146,12 @@ dl_id_find(DlEngine *engine, DlRequest *request, int64 now, DlLease **leases,
 		return foreign_deadline <= now ? DL_EXPIRED_ID : DL_OTHER_REQUEST;
 	for (int i = 0; i < request->nkeys; i++)
 	{
-		if (leases[i] == NULL || !is_same_request(request, leases[i]))
+		if (leases[i] == NULL || !is_same_request(request, leases[i]) ||
+			leases[i]->token != leases[0]->token)
 		{
-			strcpy(request->other, request->keys[i].name);
+			for (int j = 0; j < request->nkeys; j++)
+				if (leases[j] != NULL)
+					strcpy(request->other, request->keys[j].name);
 			return DL_OTHER_REQUEST;
 		}
 		nlive += leases[i]->state == DL_LIVE;

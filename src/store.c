@@ -30,6 +30,7 @@
 #include "storage/bufmgr.h"
 #include "storage/latch.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "database.h"
@@ -159,6 +160,8 @@ dl_store_flush(XLogRecPtr lsn)
 		return;
 	dl_flush_wal(lsn);
 
+	/* A look at the catalogs must not hold back vacuum while we wait. */
+	InvalidateCatalogSnapshot();
 	if (level <= SYNCHRONOUS_COMMIT_REMOTE_WRITE)
 		set_synchronous_commit(SYNCHRONOUS_COMMIT_REMOTE_FLUSH);
 	HOLD_INTERRUPTS();

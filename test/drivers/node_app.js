@@ -188,6 +188,93 @@ async function basics(client) {
 	await other.end();
 }
 
+/* Several locks: the names are an array. */
+async function several(client) {
+	const other = await connect();
+	const names = ['several b', 'several, a', 'several "c"', 'several b'];
+	const held = (token) => value(client,
+		'SELECT array_agg(name ORDER BY name) FROM distlock_leases WHERE token = $1', token);
+
+	let token = await value(client, 'SELECT distlock_acquire_all($1, $2)', names, LONG);
+	ok(typeof token === 'string' && BigInt(token) > 0n, 'several: the token is a bigint', token);
+	equal(await held(token), [...new Set(names)].sort(), 'several: a lock for each name of the array');
+	equal(await value(other, 'SELECT distlock_try_acquire_all($1)', ['free', names[0]]), null,
+		'several: null while another holds one');
+	equal(await value(client, 'SELECT distlock_check_all($1, $2)', names, token), true,
+		'several: check_all');
+	ok(await value(client, 'SELECT distlock_renew_all($1, $2)', names, token) instanceof Date,
+		'several: renew_all');
+	equal(await release(client, names[0], token), true, 'several: one released alone');
+	equal(await value(client, 'SELECT distlock_release_all($1, $2)', names, token), false,
+		'several: release_all, one was not held any more');
+	equal(await held(token), null, 'several: but all are released');
+
+	token = await value(client,
+		'SELECT distlock_try_acquire_all(names => $1, ttl => $2, wait => $3, mode => $4,' +
+		' scope => $5, holder => $6, durable => $7, max_holders => $8, request_id => $9,' +
+		' advisory_key => $10)',
+		['several x', 'several y'], '1 minute', '0', 'shared', 'lease', 'Zo\u00eb', false, 3,
+		'request node', null);
+	equal(await held(token), ['several x', 'several y'], 'several: with all arguments');
+	equal(await value(client, 'SELECT distlock_release_all($1::varchar[], $2)',
+		['several x', 'several y'], token), true, 'several: varchar[]');
+
+	await errorOf('several: 22023 for an empty array', '22023',
+		client, 'SELECT distlock_acquire_all($1)', []);
+	await errorOf('several: 22004 for null among the names', '22004',
+		client, 'SELECT distlock_acquire_all($1)', ['a', null]);
+	await other.end();
+}
+
+/* max_holders and request_id, by name. */
+async function semaphoreAndRetry(client) {
+	const other = await connect();
+	const acquire = (by, i) => value(by,
+		'SELECT distlock_try_acquire($1, ttl => $2, max_holders => $3, request_id => $4)',
+		'permits', LONG, 2, `node ${i}`);
+	const tokens = [await acquire(client, 0), await acquire(client, 1)];
+
+	ok(BigInt(tokens[1]) > BigInt(tokens[0]), 'semaphore: two permits of two', tokens);
+	equal(await acquire(client, 2), null, 'semaphore: no third');
+	equal(await acquire(other, 0), tokens[0],
+		'request_id: from another connection, the same token');
+	for (const token of tokens)
+		await release(client, 'permits', token);
+	await other.end();
+}
+
+/* CALL returns a row: the argument that is INOUT. */
+async function call(client) {
+	const other = await connect();
+
+	let token = await value(client, 'CALL distlock_lock($1, NULL, $2)', 'call', LONG);
+	ok(typeof token === 'string' && BigInt(token) > 0n, 'CALL: the token is a bigint', token);
+	equal(await value(client, 'CALL distlock_watch_next(name => $1, token => NULL)', 'call'), token,
+		'CALL: watch_next, by names');
+	equal(await value(client, 'CALL distlock_watch_next($1, $2, $3)', 'call', token, '1ms'), token,
+		'CALL: watch_next, at the end of the wait');
+	await errorOf('CALL: 55P03 when the wait is over', '55P03',
+		other, 'CALL distlock_lock(name => $1, wait => $2)', 'call', '10ms');
+	await release(client, 'call', token);
+	equal(await value(other, 'CALL distlock_watch_next($1, $2)', 'call', token), null,
+		'CALL: watch_next, null for a lock that is free');
+	token = await value(client,
+		'CALL distlock_lock(name => $1, token => $2, ttl => $3, wait => $4, mode => $5,' +
+		' scope => $6, holder => $7, durable => $8, max_holders => $9, request_id => $10,' +
+		' advisory_key => $11)',
+		'call', null, '60', null, 'exclusive', 'lease', 'me', true, null, 'call node', null);
+	equal(await release(client, 'call', token), true, 'CALL: with all arguments');
+
+	/* A string of several statements is one transaction. */
+	await errorOf('CALL, several statements: an error behind it', '22012',
+		{ query: ({ text }) => other.query(text) },
+		"INSERT INTO turns VALUES (0); CALL distlock_lock('call', NULL, '1h'); SELECT 1 / 0");
+	equal(await value(client, 'SELECT count(*)::integer FROM turns'), 0,
+		'CALL, several statements: what came before is not committed');
+	equal(await countLeases(client, 'call'), 0, 'CALL, several statements: no lease is left');
+	await other.end();
+}
+
 async function errors(client) {
 	const other = await connect();
 	const token = await value(client,
@@ -405,7 +492,11 @@ async function driverPool() {
 async function main() {
 	const client = await connect();
 
+	await client.query('TRUNCATE turns');
 	await basics(client);
+	await several(client);
+	await semaphoreAndRetry(client);
+	await call(client);
 	await errors(client);
 	await transactions(client);
 	await anotherConnection();

@@ -245,6 +245,212 @@ def binary(conn):
         equal(cur.fetchone()[0], True, "binary: release")
 
 
+def several(conn):
+    """Several locks: the names are a list."""
+    other = connect()
+
+    def held(token):
+        return value(
+            conn,
+            "SELECT array_agg(name ORDER BY name) FROM distlock_leases WHERE token = %s",
+            token,
+        )
+
+    names = ["several b", "several, a", 'several "c"', "several b"]
+    distinct = sorted(set(names))
+    token = value(conn, "SELECT distlock_acquire_all(%s, %s)", names, LONG)
+    ok(type(token) is int and token > 0, "several: the token is an int", token)
+    equal(held(token), distinct, "several: a lock for each name of the list")
+    equal(
+        value(other, "SELECT distlock_try_acquire_all(%s)", ["free", names[0]]),
+        None,
+        "several: None while another holds one",
+    )
+    equal(
+        value(conn, "SELECT distlock_check_all(%s, %s)", names, token),
+        True,
+        "several: check_all",
+    )
+    ok(
+        isinstance(
+            value(conn, "SELECT distlock_renew_all(%s, %s)", names, token),
+            datetime.datetime,
+        ),
+        "several: renew_all",
+    )
+    equal(release(conn, names[0], token), True, "several: one released alone")
+    equal(
+        value(conn, "SELECT distlock_release_all(%s, %s)", names, token),
+        False,
+        "several: release_all, one was not held any more",
+    )
+    equal(held(token), None, "several: but all are released")
+
+    token = value(
+        conn,
+        "SELECT distlock_try_acquire_all(names => %s, ttl => %s, wait => %s,"
+        " mode => %s, scope => %s, holder => %s, durable => %s, max_holders => %s,"
+        " request_id => %s, advisory_key => %s)",
+        ["several x", "several y"],
+        LONG,
+        datetime.timedelta(0),
+        "shared",
+        "lease",
+        "Zo\u00eb",
+        False,
+        3,
+        f"request {DRIVER}",
+        None,
+    )
+    equal(held(token), ["several x", "several y"], "several: with all arguments")
+    run(conn, "SELECT distlock_release_all(%s, %s)", ["several x", "several y"], token)
+
+    for what, argument in (
+        ("varchar[]", "%s::varchar[]"),
+        ("array of parameters", "ARRAY[%s, %s]"),
+        ("array of parameters cast to varchar", "ARRAY[%s::varchar, %s::varchar]"),
+        ("literal", "%s"),
+    ):
+        args = {"varchar[]": [["l 1", "l 2"]], "literal": ["{l 1,l 2}"]}.get(
+            what, ["l 1", "l 2"]
+        )
+        token = value(conn, f"SELECT distlock_acquire_all({argument}, '1min')", *args)
+        equal(held(token), ["l 1", "l 2"], f"several: {what}")
+        value(conn, f"SELECT distlock_release_all({argument}, %s)", *args, token)
+
+    error_of(
+        "several: 22023 for an empty list",
+        "22023",
+        conn,
+        "SELECT distlock_acquire_all(%s::text[])",
+        [],
+    )
+    error_of(
+        "several: 22004 for None among the names",
+        "22004",
+        conn,
+        "SELECT distlock_acquire_all(%s)",
+        ["a", None],
+    )
+    if not PSYCOPG3:  # which sends a list as a string that would be a name
+        error_of(
+            "several: a list of names is no name",
+            "42883",
+            conn,
+            "SELECT distlock_acquire(%s)",
+            ["a", "b"],
+        )
+    other.close()
+
+
+def semaphore_and_retry(conn):
+    """max_holders and request_id, by name."""
+    acquire = (
+        "SELECT distlock_try_acquire(%s, ttl => %s, max_holders => %s, request_id => %s)"
+    )
+    tokens = [
+        value(conn, acquire, "permits", LONG, 2, f"{DRIVER} {i}") for i in range(3)
+    ]
+    ok(tokens[0] < tokens[1], "semaphore: two permits of two", tokens)
+    equal(tokens[2], None, "semaphore: no third")
+    other = connect()
+    equal(
+        value(other, acquire, "permits", LONG, 2, f"{DRIVER} 0"),
+        tokens[0],
+        "request_id: from another connection, the same token",
+    )
+    other.close()
+    for token in tokens[:2]:
+        release(conn, "permits", token)
+
+
+def call(conn):
+    """CALL returns a row: the argument that is INOUT."""
+    token = value(conn, "CALL distlock_lock(%s, NULL, %s)", "call", LONG)
+    ok(type(token) is int and token > 0, "CALL: the token is an int", token)
+    equal(
+        value(conn, "SELECT distlock_check('call', %s)", token), True, "CALL: check"
+    )
+    equal(
+        value(conn, "CALL distlock_watch_next(name => %s, token => NULL)", "call"),
+        token,
+        "CALL: watch_next, by names",
+    )
+    equal(
+        value(conn, "CALL distlock_watch_next(%s, %s, %s)", "call", token, "1ms"),
+        token,
+        "CALL: watch_next, at the end of the wait",
+    )
+    other = connect()
+    error_of(
+        "CALL: 55P03 when the wait is over",
+        "55P03",
+        other,
+        "CALL distlock_lock(name => %s, wait => %s)",
+        "call",
+        "10ms",
+    )
+    release(conn, "call", token)
+    equal(
+        value(other, "CALL distlock_watch_next(%s, %s)", "call", token),
+        None,
+        "CALL: watch_next, None for a lock that is free",
+    )
+    token = value(
+        conn,
+        "CALL distlock_lock(name => %s, token => NULL, ttl => %s, wait => %s,"
+        " mode => %s, scope => %s, holder => %s, durable => %s, max_holders => %s,"
+        " request_id => %s, advisory_key => %s)",
+        "call",
+        datetime.timedelta(minutes=1),
+        None,
+        "exclusive",
+        "lease",
+        "me",
+        True,
+        None,
+        f"call {DRIVER}",
+        None,
+    )
+    equal(release(conn, "call", token), True, "CALL: with all arguments")
+
+    txn = connect(autocommit=False)
+    run(txn, "INSERT INTO turns VALUES (0)")
+    value(txn, "CALL distlock_lock('call', NULL, %s)", LONG)
+    error_of("CALL, autocommit off: an error behind it", "22012", txn, "SELECT 1 / 0")
+    txn.rollback()
+    equal(
+        value(conn, "SELECT count(*) FROM turns"),
+        0,
+        "CALL, autocommit off: what came before is not committed",
+    )
+    equal(
+        value(conn, "SELECT count(*) FROM distlock_leases WHERE name = 'call'"),
+        0,
+        "CALL, autocommit off: no lease is left",
+    )
+    txn.close()
+    if PSYCOPG3:
+        try:
+            with conn.pipeline():
+                run(conn, "INSERT INTO turns VALUES (0)")
+                run(conn, "CALL distlock_lock('call', NULL, '1h')")
+                run(conn, "SELECT 1 / 0")
+            ok(False, "CALL, pipeline: no error")
+        except driver.Error as error:
+            equal(error.diag.sqlstate, "22012", "CALL, pipeline: the error")
+        equal(
+            value(
+                conn,
+                "SELECT (SELECT count(*) FROM turns) +"
+                " (SELECT count(*) FROM distlock_leases WHERE name = 'call')",
+            ),
+            0,
+            "CALL, pipeline: neither is left",
+        )
+    other.close()
+
+
 def errors(conn):
     other = connect()
     token = value(
@@ -589,10 +795,14 @@ def main():
     if len(sys.argv) > 3:
         die(sys.argv[3])
     conn = connect()
+    run(conn, "TRUNCATE turns")
     basics(conn)
     if PSYCOPG3:
         binary(conn)
         pipeline(conn)
+    several(conn)
+    semaphore_and_retry(conn)
+    call(conn)
     errors(conn)
     transactions(conn)
     another_connection(connect())
@@ -604,8 +814,8 @@ def main():
     contend("pieces", "counter", conn)
     contend("transaction", "counter", conn)
     equal(
-        value(conn, "SELECT count(*) FROM distlock_leases"),
-        0,
+        value(conn, "SELECT string_agg(name, ', ') FROM distlock_leases"),
+        None,
         "at the end: no lease is left",
     )
     print(f"1..{tests}")

@@ -85,6 +85,8 @@ check_exclusion(DlLock *lock)
 		else
 			nshared++;
 	}
+	verify(CHECK_LIMIT, lock->limit == 0 || nexclusive + nshared <= lock->limit,
+		   "lock %.8s has %d permits of %d", lock->key.name, nexclusive + nshared, lock->limit);
 	verify(CHECK_EXCLUSION, nexclusive <= 1 && (nexclusive == 0 || nshared == 0),
 		   "lock %.8s has %d exclusive and %d shared leases", lock->key.name,
 		   nexclusive, nshared);
@@ -105,7 +107,9 @@ check_claim(const Claim *claim)
 		   record->ttl == claim->ttl && record->backend == claim->backend &&
 		   record->renewals == claim->renewals &&
 		   record->nreleasing == claim->nreleasing &&
-		   record->durable == claim->durable && record->bucket == claim->bucket,
+		   record->durable == claim->durable && record->bucket == claim->bucket &&
+		   record->nparts == claim->nparts && record->owner == claim->owner &&
+		   strcmp(record->request_id, claim->request_id) == 0,
 		   "record of backend %d differs from the model", claim->backend);
 	verify(CHECK_MODEL, (record->lock != NULL) == linked, "wrong lock link");
 	verify(CHECK_IMAGES, record->image == (claim->image == NULL ? NULL : claim->image->record) &&
@@ -139,6 +143,13 @@ check_claim(const Claim *claim)
 	}
 	else
 		verify(CHECK_HEAP, record->rank == 0, "not held, but in the heap");
+	verify(CHECK_REQUEST_ID, claim->state != DL_LIVE || record->open == (claim->undoer >= 0),
+		   "token " INT64_FORMAT " is of a transaction that is %sopen", record->token,
+		   record->open ? "" : "not ");
+	if (claim->state == DL_WAITING)
+		verify(CHECK_PARTS, record->ready == claim->ready,
+			   "the request of backend %d for %.8s is %sready", claim->backend,
+			   claim->lock->key.name, record->ready ? "" : "not ");
 	if (claim->state == DL_WAITING)
 		verify(CHECK_MODEL, record->token == 0 && record->since == claim->since,
 			   "waiting record differs from the model");
@@ -180,6 +191,12 @@ check_lock(DlLock *lock)
 		verify(CHECK_MODEL, lock->nleases == expected->nholders &&
 			   lock->nwaiting == expected->nqueue && lock->nover == expected->nover &&
 			   lock->nreleasing == nreleasing, "counts of lock %.8s are wrong", lock->key.name);
+		verify(CHECK_LIMIT, expected->nholders + expected->nqueue == 0 ||
+			   lock->limit == expected->limit, "lock %.8s has limit %d, should be %d",
+			   lock->key.name, lock->limit, expected->limit);
+		verify(CHECK_WATCH, count_list(&lock->watchers) == expected->nwatchers,
+			   "lock %.8s has %d watchers, should be %d", lock->key.name,
+			   count_list(&lock->watchers), expected->nwatchers);
 		verify(CHECK_BARRIER, lock->barrier == expected->barrier &&
 			   lock->raised == expected->raised,
 			   "barrier of lock %.8s is %d, should be %d", lock->key.name,
@@ -495,7 +512,8 @@ check_transactions(const Claim *claim)
 		const Guard *guard = &model.guards[i];
 
 		verify(CHECK_PINNED, guard->record == NULL || !guard->pinned || guard->lock != lock ||
-			   (claim->mode == DL_SHARED && guard->mode == DL_SHARED),
+			   (claim->mode == DL_SHARED && guard->mode == DL_SHARED &&
+				claim->limit == guard->limit),
 			   "backend %d was granted %.8s while process %d commits",
 			   claim->backend, lock->key.name, guard->pid);
 	}
@@ -506,9 +524,38 @@ check_transactions(const Claim *claim)
 }
 
 /*
+ * A claim was granted: nobody waits ahead of it, but for parts of requests that
+ * wait for other locks, and then there is room for all.
+ */
+static void
+check_order(const Claim *granted)
+{
+	const ModelLock *lock = granted->lock;
+	int			nahead = 0;
+
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		const Claim *claim = &model.claims[i];
+
+		if (claim->state == DL_FREE || claim->lock != lock || claim == granted ||
+			claim->record->serial != claim->serial || claim->record->state != DL_WAITING ||
+			claim->arrival > granted->arrival)
+			continue;
+		nahead++;
+		verify(CHECK_ORDER, claim->nparts > 1 && claim->mode == DL_SHARED &&
+			   granted->mode == DL_SHARED && !claim->bridging,
+			   "backend %d waits for %.8s, and a later request was granted",
+			   claim->backend, lock->key.name);
+	}
+	verify(CHECK_ORDER, nahead == 0 || granted->limit == 0 || lock->nholders + nahead <= granted->limit,
+		   "%d wait for %.8s who have no room beside a later request", nahead, lock->key.name);
+}
+
+/*
  * What the engine granted since the last call, in the order of the tokens:
- * each greater than all before, and each lock's requests in their order.  None
- * of them to a lock that a transaction keeps from it.
+ * each greater than all before, but for those of one request, and each lock's
+ * requests in their order.  None of them to a lock that a transaction keeps from
+ * it.
  */
 void
 check_grants(void)
@@ -532,46 +579,168 @@ check_grants(void)
 		int64		token = claim->record->token;
 
 		claim->seen_granted = true;
-		verify(CHECK_TOKENS, token > last_token[lock->database] &&
+		verify(CHECK_TOKENS, (token > last_token[lock->database] ||
+							  (i > 0 && token == granted[i - 1]->record->token &&
+							   claim->backend == granted[i - 1]->backend &&
+							   lock != granted[i - 1]->lock)) &&
 			   token <= model.limit[lock->database],
-			   "token " INT64_FORMAT " after " INT64_FORMAT, token, last_token[lock->database]);
+			   "token " INT64_FORMAT " of backend %d, after " INT64_FORMAT, token, claim->backend, last_token[lock->database]);
 		last_token[lock->database] = token;
-		verify(CHECK_ORDER, claim->arrival > lock->last_arrival,
-			   "the request of backend %d for %.8s was overtaken", claim->backend, lock->key.name);
-		lock->last_arrival = claim->arrival;
+		check_order(claim);
 		check_transactions(claim);
 	}
-	for (int i = 0; i < MAX_CLAIMS; i++)
-	{
-		Claim	   *claim = &model.claims[i];
+}
 
-		verify(CHECK_ORDER, claim->state == DL_FREE || claim->record->serial != claim->serial ||
-			   claim->record->state != DL_WAITING || claim->arrival > claim->lock->last_arrival,
-			   "backend %d waits for %.8s, and a later request was granted",
-			   claim->backend, claim->lock->key.name);
+/* Is the part newly ready, or right behind one that is? */
+static bool
+is_news_of_ready(const DlLease *record, bool was_ready)
+{
+	return record->ready && !was_ready;
+}
+
+/* Has the session a reason to come? */
+static bool
+has_news(const Session *session)
+{
+	if (session->watched != NULL)
+		return session->watched->news || engine->watchers[session - sessions].lock == NULL;
+	if (session->claims[0] == NULL)
+		return false;
+	if (is_replaced(session))
+		return true;
+	for (int i = 0; i < session->request.nkeys; i++)
+	{
+		const DlLease *record = session->records[i];
+
+		if (record->state != DL_WAITING || record->timer < session->was_timer[i] ||
+			is_news_of_ready(record, session->was_ready[i]))
+			return true;
 	}
+	return false;
 }
 
 /*
  * Whoever was woken, but for the backend that acts, has something to see: news
- * of its request, or a timer earlier than the one it sleeps for.
+ * of its request, or an earlier timer.
  */
 void
 check_wakes(int actor)
 {
 	for (int b = 0; b < model.nbackends; b++)
-	{
-		const Session *session = &sessions[b];
+		verify(CHECK_FEW_WAKES, !sessions[b].just_woken || b == actor || has_news(&sessions[b]),
+			   "backend %d was woken for nothing, watching %d, waiting %d", b,
+			   sessions[b].watched != NULL, sessions[b].claims[0] != NULL);
+}
 
-		if (!session->just_woken || b == actor)
-			continue;
-		verify(CHECK_FEW_WAKES, session->claim != NULL &&
-			   (session->record->state != DL_WAITING ||
-				session->record->timer < session->sleep_until),
-			   "backend %d was woken for nothing: it sleeps until " INT64_FORMAT
-			   ", its timer is " INT64_FORMAT, b, session->sleep_until,
-			   session->claim == NULL ? 0 : session->record->timer);
+/* A watcher is awake once the newest token is another, and at its deadline. */
+static void
+check_watcher(const Session *session)
+{
+	const ModelLock *lock = session->watched;
+	int64		newest = 0;
+	int64		deadline = DL_FOREVER;
+
+	if (session->woken)
+		return;
+	verify(CHECK_WATCH, engine->watchers[session - sessions].lock != NULL,
+		   "backend %d was not woken when what it watches was removed", (int) (session - sessions));
+	for (int i = 0; i < lock->nholders; i++)
+	{
+		const DlLease *record = lock->holders[i]->record;
+
+		if (record->state == DL_LIVE && record->token > newest)
+		{
+			newest = record->token;
+			deadline = record->deadline;
+		}
 	}
+	verify(CHECK_WATCH, newest == session->seen, "backend %d was not woken for token " INT64_FORMAT,
+		   (int) (session - sessions), newest);
+	if (deadline < DL_FOREVER)
+		verify(CHECK_WATCH, session->sleep_until <=
+			   deadline + (session->first_watcher ? 0 : DL_FALLBACK_USECS),
+			   "backend %d watches until long after the lease expires", (int) (session - sessions));
+}
+
+/* Is the first in this queue who is not ready in front of a barrier, and of nothing else? */
+static bool
+is_barred_only(const Claim *claim)
+{
+	const ModelLock *lock = claim->lock;
+	int			nahead = 0;
+
+	while (lock->queue[nahead]->record->ready)
+		if (lock->queue[nahead++]->mode == DL_EXCLUSIVE)
+			return false;
+	return lock->queue[nahead] == claim && model.opens_at[lock->database] <= model.now &&
+		model_has_room(lock, claim->mode, nahead) &&
+		(model_is_barred(lock, claim->mode) || claim->bridging);
+}
+
+/* One who could have all of its locks, if it came. */
+static void
+check_waiting(const Session *session, bool awake)
+{
+	int			n = session->request.nkeys;
+	int			nready = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		DlLease    *lease = session->records[i];
+
+		if (lease->state != DL_WAITING)
+			verify(CHECK_WAKES, awake, "backend %d was not woken in state %d",
+				   (int) (session - sessions), lease->state);
+		else
+		{
+			verify(CHECK_WAKES, awake || session->sleep_until <= lease->timer,
+				   "backend %d was not woken when its timer became earlier",
+				   (int) (session - sessions));
+			nready += lease->ready || is_barred_only(session->claims[i]);
+			/* It may have to grant what that one does not come for. */
+			verify(CHECK_WAKES, awake || session->passing || lease->ready ||
+				   dl_engine_ready_ahead(lease) < 0 ||
+				   Min(session->sleep_until, session->help_at) < DL_FOREVER,
+				   "backend %d never looks for the one ahead of it", (int) (session - sessions));
+		}
+	}
+	verify(CHECK_PARTS, awake || session->passing || session->sleep_until <= model.now || n == 1 || nready < n,
+		   "backend %d sleeps, and could have all of its locks", (int) (session - sessions));
+}
+
+/* When the one at this place of the queue has to look at the latest. */
+static int64
+latest_look(const ModelLock *lock, int place)
+{
+	const Claim *claim = lock->queue[place];
+	const Claim *conflict;
+	int			nahead = 0;
+	int64		latest;
+	int64		ahead;
+
+	while (nahead < place && lock->queue[nahead]->record->ready &&
+		   lock->queue[nahead]->mode == DL_SHARED)
+		nahead++;
+	if (claim->record->ready)
+		return DL_FOREVER;
+	if (nahead == place)
+	{
+		if (claim->record->passing && model_has_room(lock, claim->mode, nahead))
+			return DL_FOREVER;
+		if (model_has_room(lock, claim->mode, nahead))
+			latest = model.now;
+		else
+		{
+			conflict = model_in_the_way(lock);
+			latest = conflict == NULL ? DL_FOREVER : conflict->deadline;
+		}
+		latest = Max(latest, model.opens_at[lock->database]);
+		return nahead > 0 ? Min(latest, model.now + DL_FALLBACK_USECS) : latest;
+	}
+	if (lock->queue[place - 1]->record->ready)
+		return model.now + DL_FALLBACK_USECS;
+	ahead = lock->queue[place - 1]->record->timer;
+	return ahead == DL_FOREVER ? DL_FOREVER : Max(ahead, model.now) + DL_FALLBACK_USECS;
 }
 
 /*
@@ -584,47 +753,61 @@ check_sessions(void)
 	for (int b = 0; b < model.nbackends; b++)
 	{
 		Session    *session = &sessions[b];
-		DlLease    *lease = session->record;
 		bool		awake = session->woken || session->reserving || is_storing(b);
 
-		if (session->claim == NULL)
+		if (session->watched != NULL)
+			check_watcher(session);
+		else if (session->claims[0] == NULL)
 			continue;
-		if (lease->state == DL_WAITING)
-			verify(CHECK_WAKES, awake || session->sleep_until <= lease->timer,
-				   "backend %d was not woken when its timer became earlier", b);
+		else if (is_replaced(session))
+			verify(CHECK_REQUEST_ID, awake, "backend %d does not know that it was replaced", b);
 		else
-			verify(CHECK_WAKES, awake, "backend %d was not woken in state %d", b, lease->state);
+			check_waiting(session, awake);
 	}
 	for (int i = 0; i < model.nlocks; i++)
 	{
 		ModelLock  *lock = &model.locks[i];
 
 		for (int q = 0; q < lock->nqueue; q++)
-		{
-			Claim	   *claim = lock->queue[q];
-			int64		latest;
-
-			if (q == 0)
-			{
-				Claim	   *conflict = model_conflict(lock, claim->mode);
-
-				latest = claim->record->passing && conflict == NULL ? DL_FOREVER :
-					Max(conflict == NULL ? model.now : conflict->deadline,
-						model.opens_at[lock->database]);
-			}
-			else
-			{
-				int64		ahead = lock->queue[q - 1]->record->timer;
-
-				latest = ahead == DL_FOREVER ? DL_FOREVER :
-					Max(ahead, model.now) + DL_FALLBACK_USECS;
-			}
-			verify(CHECK_WAKES, claim->record->timer <= latest,
+			verify(CHECK_WAKES, lock->queue[q]->record->timer <= latest_look(lock, q),
 				   "backend %d, %d in the queue of %.8s, looks at " INT64_FORMAT
-				   ", should look at " INT64_FORMAT, claim->backend, q, lock->key.name,
-				   claim->record->timer, latest);
-		}
+				   ", should look at " INT64_FORMAT, lock->queue[q]->backend, q, lock->key.name,
+				   lock->queue[q]->record->timer, latest_look(lock, q));
 	}
+}
+
+/*
+ * Since when could the claim at this place of the queue have the lock?  Those
+ * ahead of it are ready.  DL_FOREVER: it could not.
+ */
+static int64
+idle_since(const ModelLock *lock, int place)
+{
+	const Claim *claim = lock->queue[place];
+	int64		since = model.opens_at[lock->database];
+
+	if (!model_has_room(lock, claim->mode, place))
+	{
+		const Claim *conflict = model_in_the_way(lock);
+
+		if (conflict == NULL)
+			return DL_FOREVER;
+		since = Max(since, conflict->deadline);
+		for (int h = 0; h < lock->nholders && lock->limit == 0; h++)
+			since = Max(since, lock->holders[h]->deadline);
+		if (place > 0 && (lock->limit == 0 ? claim->mode == DL_EXCLUSIVE : place >= lock->limit))
+			return DL_FOREVER;
+	}
+	for (int q = 0; q < place; q++)
+		if (lock->queue[q]->mode == DL_EXCLUSIVE)
+			return DL_FOREVER;
+	/* To pass, one of several parts waits until the others are ready. */
+	if (claim->bridging)
+		return DL_FOREVER;
+	if (model_is_barred(lock, claim->mode))
+		since = claim->nparts == 1 && model_can_pass(lock, claim->mode) ?
+			Max(since, lock->tag_freed_at) : DL_FOREVER;
+	return since;
 }
 
 /*
@@ -635,7 +818,8 @@ check_sessions(void)
  * A lock is not idle during a grace, while a commit in flight keeps the head
  * from it, or the tag of a prepared transaction keeps the head from passing its
  * barrier.  Nobody makes up for a head that has stopped while it waits for that
- * tag.
+ * tag.  Nor is a lock idle for who stands behind a request that waits for other
+ * locks, as far as that leaves no room.
  */
 void
 check_takeover(void)
@@ -643,21 +827,12 @@ check_takeover(void)
 	for (int i = 0; i < model.nlocks; i++)
 	{
 		ModelLock  *lock = &model.locks[i];
-		int64		since = 0;
+		int			first = 0;
+		int64		since;
 
-		if (lock->nqueue == 0)
-		{
-			lock->idle_since = 0;
-			continue;
-		}
-		for (int h = 0; h < lock->nholders; h++)
-			if (lock->queue[0]->mode == DL_EXCLUSIVE ||
-				lock->holders[h]->mode == DL_EXCLUSIVE)
-				since = Max(since, lock->holders[h]->deadline);
-		since = Max(since, model.opens_at[lock->database]);
-		if (model_is_barred(lock, lock->queue[0]->mode))
-			since = model_can_pass(lock, lock->queue[0]->mode) ?
-				Max(since, lock->tag_freed_at) : DL_FOREVER;
+		while (first < lock->nqueue && lock->queue[first]->ready)
+			first++;
+		since = first < lock->nqueue ? idle_since(lock, first) : DL_FOREVER;
 		if (since > model.now)
 		{
 			lock->idle_since = 0;
@@ -666,7 +841,7 @@ check_takeover(void)
 		if (lock->idle_since == 0)
 			lock->idle_since = since == 0 ? model.now : since;
 		since = Max(lock->idle_since, lock->settled_at);
-		for (int q = 0; q < lock->nqueue; q++)
+		for (int q = first; q < lock->nqueue; q++)
 		{
 			Claim	   *claim = lock->queue[q];
 
@@ -676,9 +851,9 @@ check_takeover(void)
 					break;
 				continue;
 			}
-			verify(CHECK_TAKEOVER, q > 0, "lock %.8s expired, and backend %d still waits for it",
+			verify(CHECK_TAKEOVER, q > first, "lock %.8s expired, and backend %d still waits for it",
 				   lock->key.name, claim->backend);
-			verify(CHECK_TAKEOVER, model.now - since <= q * DL_FALLBACK_USECS,
+			verify(CHECK_TAKEOVER, model.now - since <= (q - first) * DL_FALLBACK_USECS,
 				   "lock %.8s stays idle behind a frozen session, and backend %d does not look",
 				   lock->key.name, claim->backend);
 		}

@@ -75,7 +75,7 @@ crash(bool barriers)
 	{
 		ModelLock  *lock = &model.locks[i];
 
-		lock->nholders = lock->nqueue = lock->nover = 0;
+		lock->nholders = lock->nqueue = lock->nover = lock->nwatchers = 0;
 		lock->barrier = DL_NO_BARRIER;
 		lock->raised = false;
 		for (DlMode mode = 0; mode < NMODES; mode++)
@@ -135,7 +135,10 @@ read_images(int database, int64 since, bool usable, DlRecovered *recovered)
 				r->deadline = since + image->ttl;
 				r->granted_at = image->token;
 				r->mode = image->mode;
-				r->owner = 10;
+				r->owner = image->owner;
+				r->limit = image->limit;
+				strcpy(r->request_id, image->request_id);
+				r->id_hash = id_hash_of(image->request_id);
 				r->usable = usable;
 				snprintf(r->holder, sizeof(r->holder), "holder of " INT64_FORMAT, image->token);
 				n++;
@@ -197,7 +200,8 @@ recover(DlReserve *reserve, const DlRecovered *recovered, DlEffects *fx)
 	claim->serial = record->serial;
 	verify(CHECK_RECOVERY, record->state == DL_LIVE && record->deadline == recovered->deadline &&
 		   record->granted_at == recovered->granted_at && record->owner == recovered->owner &&
-		   strcmp(record->holder, recovered->holder) == 0 && record->generation == DL_NO_SESSION &&
+		   strcmp(record->holder, recovered->holder) == 0 &&
+		   strcmp(record->request_id, recovered->request_id) == 0 && record->generation == DL_NO_SESSION &&
 		   record->told_at == recovered->deadline - recovered->ttl && record->completed == 0,
 		   "the lease under token " INT64_FORMAT " is not as it was", recovered->token);
 }

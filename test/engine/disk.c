@@ -59,12 +59,19 @@ flushed_slot(int table, DlPlace place)
 	return &tables[table].pages[place.block].flushed[place.offset];
 }
 
+/* Is it the image of that lock's lease, or, for token 0, is the slot vacant? */
+bool
+disk_is_of(const DiskImage *image, uint32 hash, int64 token)
+{
+	return image->token == token && (token == 0 || image->lock->key.hash == hash);
+}
+
 /*
  * Look for an image through the whole table.  *lsn is what to flush if it is
  * not there.  *busy is set when a page is locked by another job: try again.
  */
 bool
-disk_find(int table, int64 token, int job, DlPlace *place, int64 *lsn, bool *busy)
+disk_find(int table, uint32 hash, int64 token, int job, DlPlace *place, int64 *lsn, bool *busy)
 {
 	Table	   *t = &tables[table];
 
@@ -79,7 +86,7 @@ disk_find(int table, int64 token, int job, DlPlace *place, int64 *lsn, bool *bus
 		}
 		*lsn = Max(*lsn, t->pages[p].lsn);
 		for (int s = 0; s < SLOTS_PER_PAGE; s++)
-			if (t->pages[p].slots[s].token == token)
+			if (disk_is_of(&t->pages[p].slots[s], hash, token))
 			{
 				place->block = p;
 				place->offset = s;
@@ -97,7 +104,7 @@ disk_find_vacant(int table, int job, DlPlace *place)
 	int64		lsn;
 	bool		busy;
 
-	if (disk_find(table, 0, job, place, &lsn, &busy))
+	if (disk_find(table, 0, 0, job, place, &lsn, &busy))
 		return true;
 	if (busy)
 		return false;
@@ -246,12 +253,15 @@ disk_keeps(const Claim *claim)
 		{
 			const DiskImage *image = &t->pages[p].flushed[s];
 			bool		kept = image->token == claim->token && image->lock == claim->lock &&
-				image->ttl >= claim->ttl && image->mode == claim->mode;
+				image->ttl >= claim->ttl && image->mode == claim->mode &&
+				image->limit == claim->limit && image->owner == claim->owner &&
+				strcmp(image->request_id, claim->request_id) == 0;
 
 			for (int i = 0; i < disk_pending() && kept; i++)
 				if (records[i].table == table && records[i].place.block == p &&
 					records[i].place.offset == s)
 					kept = records[i].image.token == claim->token &&
+						records[i].image.lock == claim->lock &&
 						records[i].image.ttl >= claim->ttl;
 			if (kept)
 				return true;
@@ -261,16 +271,16 @@ disk_keeps(const Claim *claim)
 
 /* May a crash bring back this lease? */
 bool
-disk_may_have(int table, int64 token)
+disk_may_have(int table, uint32 hash, int64 token)
 {
 	Table	   *t = &tables[table];
 
 	for (int p = 0; p < t->npages; p++)
 		for (int s = 0; s < SLOTS_PER_PAGE; s++)
-			if (t->pages[p].flushed[s].token == token)
+			if (disk_is_of(&t->pages[p].flushed[s], hash, token))
 				return true;
 	for (int i = 0; i < disk_pending(); i++)
-		if (records[i].table == table && records[i].image.token == token)
+		if (records[i].table == table && disk_is_of(&records[i].image, hash, token))
 			return true;
 	return false;
 }
@@ -284,11 +294,13 @@ check_image_on_disk(const DiskImage *image)
 
 	if (image->token == 0)
 		return;
-	verify(CHECK_SUPERSEDED, image->token >= lock->told[DL_EXCLUSIVE] &&
-		   (image->mode == DL_SHARED || image->token >= lock->told[DL_SHARED]),
-		   "a crash may bring back token " INT64_FORMAT " of lock %.8s, and " INT64_FORMAT
-		   " exclusive, " INT64_FORMAT " shared have been told since", image->token,
-		   lock->key.name, lock->told[DL_EXCLUSIVE], lock->told[DL_SHARED]);
+	for (int limit = 0; limit <= MAX_LIMIT; limit++)
+		for (DlMode mode = 0; mode < NMODES; mode++)
+			verify(CHECK_SUPERSEDED, image->token >= lock->told[limit][mode] ||
+				   (limit == image->limit && mode == DL_SHARED && image->mode == DL_SHARED),
+				   "a crash may bring back token " INT64_FORMAT " of lock %.8s, and " INT64_FORMAT
+				   " has been told since, mode %d, limit %d", image->token, lock->key.name,
+				   lock->told[limit][mode], mode, limit);
 
 	/* Or else a successor would not find it. */
 	while (known < &model.images[MAX_IMAGES] &&

@@ -24,6 +24,9 @@ typedef struct DiskImage
 	int64		token;			/* 0: vacant */
 	int64		ttl;
 	DlMode		mode;
+	int			limit;
+	Oid			owner;
+	char		request_id[8];
 } DiskImage;
 
 typedef struct Page
@@ -46,7 +49,8 @@ typedef struct Table
 extern Table tables[MAX_TABLES];
 extern void begin_disk(void);
 extern DiskImage *disk_slot(int table, DlPlace place);
-extern bool disk_find(int table, int64 token, int job, DlPlace *place, int64 *lsn, bool *busy);
+extern bool disk_is_of(const DiskImage *image, uint32 hash, int64 token);
+extern bool disk_find(int table, uint32 hash, int64 token, int job, DlPlace *place, int64 *lsn, bool *busy);
 extern bool disk_find_vacant(int table, int job, DlPlace *place);
 extern int64 disk_write(int table, DlPlace place, const DiskImage *image);
 extern void disk_flush(int64 lsn);
@@ -56,7 +60,7 @@ extern void disk_crash(void);
 extern bool disk_drop(Oid database, Oid extension);
 extern void disk_compact(int table);
 extern bool disk_keeps(const Claim *claim);
-extern bool disk_may_have(int table, int64 token);
+extern bool disk_may_have(int table, uint32 hash, int64 token);
 extern void check_told(const Claim *claim);
 extern void check_disk(void);
 

@@ -63,6 +63,10 @@ static const char *const check_names[NCHECKS] = {
 	[CHECK_DURABLE] = "a crash loses no durable lease that was told",
 	[CHECK_SUPERSEDED] = "a crash brings back no lease whose successor was told",
 	[CHECK_DISK_SIZE] = "lease tables do not grow without end",
+	[CHECK_LIMIT] = "a semaphore has no more holders than its limit",
+	[CHECK_PARTS] = "of several locks all are told under one token, or none",
+	[CHECK_REQUEST_ID] = "a repeated request stands for the same lease",
+	[CHECK_WATCH] = "watchers see the newest token change",
 	[CHECK_FROZEN] = "a frozen head delays the next for a bounded time",
 	[CHECK_FROZEN_SHARED] = "a frozen head without TTL does not keep others from sharing",
 	[CHECK_HAND_OVER] = "a hand-over waits for commits in flight and for nothing else",
@@ -75,7 +79,7 @@ static const char *const check_names[NCHECKS] = {
 	[CHECK_TTLS] = "buckets of times to live have the bounds they should",
 	[CHECK_LARGE_HEAP] = "a large heap stays in order",
 	[CHECK_SWEEP] = "a sweep looks only at what has expired",
-	[CHECK_THREADS] = "partitions share their free records",
+	[CHECK_THREADS] = "partitions share their free records, and requests span them",
 };
 
 static bool failed[NCHECKS];
@@ -313,6 +317,7 @@ make_locks(int nlocks, int nnames, uint32 mask)
 
 		lock->table = scope;
 		lock->database = scope % NDATABASES;
+		lock->usual_limit = run.limiting && scope % 3 != 1 ? 1 + random_below(MAX_LIMIT) : 0;
 		key->database = 1 + lock->database;
 		key->extension = 100 + scope / NDATABASES;
 		key->len = name == 1 ? DL_NAME_MAX : 1 + name / 26;
@@ -332,17 +337,39 @@ begin_operation(const char *what, int64 a, int64 b)
 	memset(model.wanted, 0, sizeof(model.wanted));
 	nwakes = 0;
 	for (int b = 0; b < model.nbackends; b++)
-		sessions[b].just_woken = false;
+	{
+		Session    *session = &sessions[b];
+
+		session->just_woken = false;
+		for (int i = 0; session->claims[0] != NULL && i < session->request.nkeys; i++)
+		{
+			session->was_ready[i] = session->records[i]->ready;
+			session->was_timer[i] = session->records[i]->timer;
+		}
+	}
+	for (int i = 0; i < model.nlocks; i++)
+		model.locks[i].news = false;
 }
 
-/* "actor" is the backend that acts for itself, or -1. */
 void
 finish_operation(int partition, DlEffects *fx, int actor)
+{
+	finish_in(UINT32_C(1) << partition, fx, actor);
+}
+
+/*
+ * What was done in these partitions.  "actor" is the backend that acts for
+ * itself, or -1.
+ */
+void
+finish_in(uint32 partitions, DlEffects *fx, int actor)
 {
 	verify(CHECK_WAKES, fx->nwakes >= 0 && fx->nwakes <= DL_MAX_WAKES, "%d wakes", fx->nwakes);
 	dl_effects_wake(fx);
 	check_grants();
-	check_partition(partition);
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		if ((partitions >> p & 1) != 0)
+			check_partition(p);
 	if (noperations++ % FULL_CHECK == 0)
 		check_all_partitions();
 	check_free_records();
@@ -401,13 +428,18 @@ random_run(void)
 	run.preparing = run.guarding && !one_in(3);
 	run.storing = !one_in(3);
 	run.narrow = one_in(3);
+	run.limiting = !one_in(3);
+	run.combining = !one_in(3);
+	run.repeating = !one_in(3);
+	run.watching = one_in(2);
+	run.bridging = one_in(3);
 	barriers = run.preparing ? !one_in(3) : one_in(4);
 	max_leases = one_in(2) ? 4 + random_below(12) : 16 + random_below(MAX_CLAIMS - 15);
 	if (run.storing)
 		max_leases = Min(max_leases, 3 * MAX_CLAIMS / 4);
 	nbackends = one_in(2) ? 2 + random_below(8) : MAX_BACKENDS;
 	nlocks = 1 + random_below(one_in(3) ? 3 : MAX_LOCKS);
-	nnames = 1 + random_below(4);
+	nnames = 1 + random_below(run.combining ? 6 : 4);
 	begin_run(max_leases, nbackends, barriers);
 	make_locks(nlocks, nnames, masks[seed / 2 % lengthof(masks)]);
 
@@ -432,6 +464,7 @@ begin_scene(int nbackends)
 	run.prompt = true;
 	run.sweeping = run.freezing = run.scarce = false;
 	run.guarding = run.preparing = run.narrow = false;
+	run.limiting = run.combining = run.repeating = run.watching = run.bridging = false;
 	run.storing = true;
 	begin_run(MAX_CLAIMS, nbackends, false);
 	make_locks(1, 1, 0);
@@ -502,12 +535,21 @@ main(int argc, char **argv)
 		   (unsigned long long) first_seed, (unsigned long long) last_seed,
 		   (long long) total_steps, (long long) total_operations);
 	for (int i = 0; i < 2; i++)
-		printf("# %s: told %lld, queued %lld, busy %lld, full %lld, no token %lld, barred %lld, again %lld, gone %lld, untold %lld\n",
-			   i == 0 ? "requests" : "looks", (long long) events.verdicts[i][DL_TOLD],
-			   (long long) events.verdicts[i][DL_QUEUED], (long long) events.verdicts[i][DL_BUSY],
-			   (long long) events.verdicts[i][DL_FULL], (long long) events.verdicts[i][DL_NO_TOKEN],
-			   (long long) events.verdicts[i][DL_BARRED], (long long) events.verdicts[i][DL_AGAIN], (long long) events.verdicts[i][DL_GONE],
-			   (long long) events.verdicts[i][DL_UNTOLD]);
+	{
+		static const char *const names[] = {
+			[DL_TOLD] = "told",[DL_UNTOLD] = "untold",[DL_QUEUED] = "queued",[DL_BUSY] = "busy",
+			[DL_FULL] = "full",[DL_NO_TOKEN] = "no token",[DL_BARRED] = "barred",[DL_AGAIN] = "again",
+			[DL_GONE] = "gone",[DL_REPEATED] = "repeated",[DL_OTHER_LIMIT] = "other limit",
+			[DL_OTHER_REQUEST] = "other request",[DL_EXPIRED_ID] = "expired id",[DL_REPLACED] = "replaced"
+		};
+
+		printf("# %s:", i == 0 ? "requests" : "looks");
+		for (DlVerdict v = 0; v <= DL_REPLACED; v++)
+			printf(" %s %lld%s", names[v], (long long) events.verdicts[i][v], v < DL_REPLACED ? "," : "\n");
+	}
+	printf("# several locks told %lld, granted by others %lld; overtaken %lld, told again elsewhere %lld, rolled back %lld; changes watched %lld\n",
+		   (long long) events.several, (long long) events.helped, (long long) events.overtaken,
+		   (long long) events.moved, (long long) events.undone, (long long) events.watched);
 	printf("# guards %lld, none left %lld, commits %lld, preparations %lld, refused %lld, leases ended under a commit %lld, stale %lld\n",
 		   (long long) events.guards, (long long) events.no_guard,
 		   (long long) events.commits, (long long) events.prepared,

@@ -49,6 +49,10 @@ typedef enum Check
 	CHECK_DURABLE,
 	CHECK_SUPERSEDED,
 	CHECK_DISK_SIZE,
+	CHECK_LIMIT,
+	CHECK_PARTS,
+	CHECK_REQUEST_ID,
+	CHECK_WATCH,
 	CHECK_FROZEN,
 	CHECK_FROZEN_SHARED,
 	CHECK_HAND_OVER,
@@ -65,21 +69,41 @@ typedef enum Check
 	NCHECKS
 } Check;
 
+/* A lease that an open transaction has acquired. */
+typedef struct Acquired
+{
+	DlLease    *record;
+	uint64		serial;
+} Acquired;
+
 /* A backend as the engine knows it: it sleeps, is woken, and comes to look. */
 typedef struct Session
 {
-	Claim	   *claim;			/* its request, until told or given up */
-	DlLease    *record;			/* of the claim */
+	Claim	   *claims[MAX_PARTS];	/* its request, until told or given up; the
+									 * first is null when there is none */
+	DlLease    *records[MAX_PARTS];	/* of the claims */
+	uint64		serials[MAX_PARTS];
+	bool		was_ready[MAX_PARTS];	/* before the operation under way */
+	int64		was_timer[MAX_PARTS];	/* likewise */
 	DlRequest	request;		/* the same, to enter it again */
-	DlKey		key;			/* of its lock */
+	DlKey		keys[MAX_PARTS];
+	int64		ttl;			/* to be stored for it */
 	int64		sleep_until;	/* the timer it last saw */
 	bool		woken;			/* its latch */
 	bool		just_woken;		/* by the operation under way */
 	bool		reserving;		/* off to refill the supply; looks afterwards */
 	int			wanted[DL_NKEPT];	/* with these buckets open */
 	bool		stored;			/* the image of its grant is flushed */
-	bool		passing;		/* off to pass a barrier; looks afterwards */
-	bool		has_tag;		/* has passed, and keeps it from coming back */
+	bool		passing;		/* off to pass barriers; looks afterwards */
+	bool		has_tag;		/* has passed */
+	uint64		tags;			/* the barriers that it keeps from coming back */
+	int			ahead;			/* backend that it grants for, unless it comes */
+	int64		help_at;		/* by then */
+	ModelLock  *watched;		/* null: none */
+	int64		seen;			/* newest token of that */
+	bool		first_watcher;	/* of that, when it looked */
+	Acquired	acquired[16];	/* by its open transaction */
+	int			nacquired;
 	bool		frozen;			/* reacts to nothing */
 } Session;
 
@@ -94,6 +118,11 @@ typedef struct Run
 	bool		preparing;
 	bool		storing;
 	bool		narrow;			/* buckets are closed all the time */
+	bool		limiting;		/* semaphores */
+	bool		combining;		/* requests for several locks */
+	bool		repeating;		/* with request ids */
+	bool		watching;
+	bool		bridging;
 } Run;
 
 /* How often what is rare happened, to see that a run is worth its while. */
@@ -123,6 +152,12 @@ typedef struct Events
 	int64		superseded;		/* images not recovered because of another */
 	int64		unfit;			/* databases whose leases did not fit */
 	int64		too_many;		/* not even with no others there */
+	int64		several;		/* requests for several locks told */
+	int64		helped;			/* granted by those behind */
+	int64		moved;			/* leases told again to another session */
+	int64		undone;			/* transactions rolled back */
+	int64		overtaken;
+	int64		watched;		/* changes seen by watchers */
 } Events;
 
 extern Run	run;
@@ -160,12 +195,15 @@ extern void begin_scene(int nbackends);
 extern void note(const char *what, int64 a, int64 b);
 extern void begin_operation(const char *what, int64 a, int64 b);
 extern void finish_operation(int partition, DlEffects *fx, int actor);
+extern void finish_in(uint32 partitions, DlEffects *fx, int actor);
 extern void set_opens_at(int database, int64 opens_at);
 extern void set_nbuckets(int database, DlKept kept, int nbuckets);
 extern void refill(int database, const int *wanted);
 
 /* sessions.c */
-extern ModelLock *lock_of_session(const Session *session);
+extern ModelLock *lock_of_session(const Session *session, int part);
+extern bool is_replaced(const Session *session);
+extern uint32 id_hash_of(const char *request_id);
 extern void fill_request(int backend, ModelLock *lock, DlMode mode, DlScope scope,
 						 int64 ttl);
 extern DlVerdict enter(Session *session);
@@ -174,13 +212,18 @@ extern void look(Session *session);
 extern void leave(Session *session);
 extern void give_up_tag(Session *session);
 extern bool is_ready(const Session *session);
-extern void get_ready(Session *session);
+extern void come(Session *session, bool late);
+extern void grant_for(int backend, int actor);
+extern void end_transaction(Session *session, bool commit);
+extern void watch(Session *session, ModelLock *lock);
+extern void unwatch(Session *session);
 extern void let_come(void);
 extern void advance_to(int64 time);
 
 /* operations.c */
 extern Claim *find_lease(ModelLock *lock, int64 token);
 extern bool renew_lease(Claim *claim, int64 ttl);
+extern void store_and_renew(Claim *claim, int64 ttl);
 extern void end_lease(Claim *claim, DlCause cause);
 extern void end_backend(int backend);
 extern void sweep_partition(int partition);

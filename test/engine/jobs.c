@@ -48,6 +48,7 @@ typedef enum Phase
 /* Copied from an image that the engine knows of. */
 typedef struct Leftover
 {
+	uint32		hash;			/* of the lock */
 	int64		token;
 	DlPlace		place;
 } Leftover;
@@ -59,6 +60,7 @@ typedef struct Job
 	int			table;
 	int			generation;
 	bool		open;
+	int			part;			/* of a request for several locks */
 	ModelLock  *lock;
 	DlLease    *lease;
 	uint64		serial;
@@ -116,6 +118,7 @@ static void
 take_condemned(Job *job, ModelImage *image)
 {
 	job->held[job->nheld++] = image;
+	job->leftovers[0].hash = image->lock->key.hash;
 	job->leftovers[0].token = image->token;
 	job->leftovers[0].place = image->place;
 }
@@ -199,7 +202,7 @@ let_go(Job *job, bool gone)
 	if (gone)
 	{
 		/* Unless the table is another by now. */
-		verify(CHECK_SUPERSEDED, !image->linked || !disk_may_have(job->table, image->token),
+		verify(CHECK_SUPERSEDED, !image->linked || !disk_may_have(job->table, image->lock->key.hash, image->token),
 			   "token " INT64_FORMAT " is forgotten, and may be on disk", image->token);
 		model_free_image(image);
 		dl_engine_forget(engine, partition, record, true);
@@ -272,15 +275,17 @@ lock_image(Job *job, const Leftover *leftover, int64 *lsn)
 	const DiskImage *slot = disk_slot(job->table, place);
 	bool		busy = false;
 
-	if ((slot == NULL || slot->token != leftover->token) &&
-		!disk_find(job->table, leftover->token, number_of(job), &place, lsn, &busy))
+	if ((slot == NULL || !disk_is_of(slot, leftover->hash, leftover->token)) &&
+		!disk_find(job->table, leftover->hash, leftover->token, number_of(job), &place, lsn, &busy))
 		return busy ? BUSY : NOT_THERE;
 	return lock_page(job, place) ? LOCKED : BUSY;
 }
 
 /* ---- Steps ---- */
 
-/* The job is done. */
+static void store_part(int backend, int part);
+
+/* The job is done, or goes on with the next lock of its request. */
 static void
 finish_job(Job *job)
 {
@@ -289,7 +294,14 @@ finish_job(Job *job)
 	job->phase = IDLE;
 	if (job->purpose == ACQUIRE)
 	{
-		sessions[number].stored = job->written;
+		Session    *session = &sessions[number];
+
+		if ((job->written || !session->request.durable) && job->part + 1 < session->request.nkeys)
+		{
+			store_part(number, job->part + 1);
+			return;
+		}
+		session->stored = job->written;
 		sessions[number].woken = true;	/* comes to look now */
 	}
 }
@@ -304,6 +316,7 @@ choose_slot(Job *job)
 	job->kept = image != NULL && image->state == DL_IMAGE_KEPT;
 	if (job->kept)
 	{
+		job->leftovers[0].hash = image->lock->key.hash;
 		job->leftovers[0].token = image->token;
 		job->leftovers[0].place = image->place;
 		job->phase = LOCK_SLOT;
@@ -364,6 +377,9 @@ place(Job *job)
 	{
 		job->image.lock = claim->lock;
 		job->image.mode = claim->mode;
+		job->image.limit = claim->limit;
+		job->image.owner = claim->owner;
+		strcpy(job->image.request_id, claim->request_id);
 		job->image.token = claim->token;
 		job->image.ttl = slot->token == claim->token ? Max(job->ttl, slot->ttl) : job->ttl;
 		job->phase = WRITE;
@@ -456,6 +472,7 @@ find_leftovers(Job *job)
 
 		verify(CHECK_IMAGES, image != NULL && model_is_leftover(image, job->lock),
 			   "no leftover of this lock");
+		job->leftovers[i].hash = image->lock->key.hash;
 		job->leftovers[i].token = image->token;
 		job->leftovers[i].place = image->place;
 	}
@@ -527,7 +544,7 @@ forget_leftovers(Job *job)
 			   "the image of token " INT64_FORMAT " is not found, or another", token);
 		if (record == NULL || expected->claim != NULL)
 			continue;
-		verify(CHECK_SUPERSEDED, !disk_may_have(job->table, token),
+		verify(CHECK_SUPERSEDED, !disk_may_have(job->table, job->leftovers[i].hash, token),
 			   "token " INT64_FORMAT " is forgotten, and may be on disk", token);
 		model_forget(expected);
 		dl_engine_forget(engine, partition, record, false);
@@ -695,20 +712,28 @@ fail_job(int number)
 
 /* ---- Starting ---- */
 
-/* The session has been granted a lease, and is not to be told of it yet. */
+static void
+store_part(int backend, int part)
+{
+	Session    *session = &sessions[backend];
+	DlRequest  *request = &session->request;
+	ModelLock  *lock = lock_of_session(session, part);
+	Job		   *job = start_job(backend, ACQUIRE, request->durable && !session->stored ?
+								OPEN_TO_WRITE : FIND_LEFTOVERS, lock->table);
+
+	job->part = part;
+	job->lock = lock;
+	job->lease = session->records[part];
+	job->serial = session->serials[part];
+	job->ttl = session->ttl;
+	job->written = session->stored;
+}
+
+/* The session has been granted leases, and is not to be told of them yet. */
 void
 start_acquire_job(int backend)
 {
-	Session    *session = &sessions[backend];
-	Claim	   *claim = session->claim;
-	Job		   *job = start_job(backend, ACQUIRE, claim->durable && !session->stored ?
-								OPEN_TO_WRITE : FIND_LEFTOVERS, claim->lock->table);
-
-	job->lock = claim->lock;
-	job->lease = claim->record;
-	job->serial = claim->serial;
-	job->ttl = claim->ttl;
-	job->written = session->stored;
+	store_part(backend, 0);
 }
 
 static int

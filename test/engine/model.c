@@ -61,7 +61,7 @@ model_pins(const Claim *claim)
 bool
 model_is_in_use(const ModelLock *lock)
 {
-	return lock->nholders + lock->nqueue + lock->nover > 0;
+	return lock->nholders + lock->nqueue + lock->nover + lock->nwatchers > 0;
 }
 
 /* A lock that is forgotten leaves a raised barrier to all that are new. */
@@ -160,14 +160,31 @@ deadline_after(int64 ttl)
 	return ttl == 0 ? DL_FOREVER : model.now + ttl;
 }
 
-/* Whom must a request of this mode wait for?  Null for nobody. */
-Claim *
-model_conflict(ModelLock *lock, DlMode mode)
+/* Could one more have the lock, were so many others granted before? */
+bool
+model_has_room(const ModelLock *lock, DlMode mode, int nahead)
 {
+	if (lock->limit > 0)
+		return lock->nholders + nahead < lock->limit;
 	for (int i = 0; i < lock->nholders; i++)
 		if (mode == DL_EXCLUSIVE || lock->holders[i]->mode == DL_EXCLUSIVE)
-			return lock->holders[i];
-	return NULL;
+			return false;
+	return mode == DL_SHARED || nahead == 0;
+}
+
+/*
+ * Which holder must whoever finds no room wait for?  Of a semaphore the one who
+ * expires first.  Null if it is only others who wait.
+ */
+Claim *
+model_in_the_way(const ModelLock *lock)
+{
+	Claim	   *first = lock->nholders > 0 ? lock->holders[0] : NULL;
+
+	for (int i = 1; i < lock->nholders && lock->limit > 0; i++)
+		if (lock->holders[i]->deadline < first->deadline)
+			first = lock->holders[i];
+	return first;
 }
 
 /* An ended lease gives up its place. */
@@ -199,6 +216,7 @@ end(Claim *claim, DlCause cause)
 	DlCounters *counters = counters_of(lock);
 
 	claim->nreleasing = 0;
+	lock->news = lock->news || claim->state == DL_LIVE;
 	if (claim->state == DL_GRANTED && cause != DL_UNDONE)
 	{
 		delete(lock->holders, &lock->nholders, claim);
@@ -225,13 +243,13 @@ end(Claim *claim, DlCause cause)
 
 /* Ends the expired leases in the way, up to the first that is not. */
 static bool
-blocked(ModelLock *lock, DlMode mode)
+blocked(ModelLock *lock, DlMode mode, int nahead)
 {
-	Claim	   *claim;
-
-	while ((claim = model_conflict(lock, mode)) != NULL)
+	while (!model_has_room(lock, mode, nahead))
 	{
-		if (claim->state == DL_PINNED || claim->deadline > model.now)
+		Claim	   *claim = model_in_the_way(lock);
+
+		if (claim == NULL || claim->state == DL_PINNED || claim->deadline > model.now)
 			return true;
 		end(claim, DL_EXPIRED);
 	}
@@ -262,37 +280,91 @@ may_tell(Claim *claim)
 static void
 tell(Claim *claim)
 {
-	int64	   *told = &claim->lock->told[claim->mode];
+	int64	   *told = &claim->lock->told[claim->limit][claim->mode];
 
 	claim->state = DL_LIVE;
 	claim->deadline = deadline_after(claim->ttl);
 	model.earliest = Min(model.earliest, claim->deadline);
 	counters_of(claim->lock)->acquired++;
 	*told = Max(*told, claim->token);
+	claim->nparts = 1;
+	claim->undoer = claim->backend;
+	claim->lock->news = true;
+}
+
+/* Why somebody has to wait. */
+typedef enum Why
+{
+	NOBODY_WAITS,
+	TAKEN,
+	BARRED,
+	NO_TOKEN,
+} Why;
+
+/* Its wait in this queue is over. */
+static void
+dequeue(Claim *claim)
+{
+	ModelLock  *lock = claim->lock;
+
+	delete(lock->queue, &lock->nqueue, claim);
+	counters_of(lock)->waited += model.now - claim->since;
+	claim->ready = false;
 }
 
 /*
  * Grant from the head of the queue while there is room, no grace, no barrier,
- * and a token.
+ * and a token.  Parts of requests for several locks are passed by where they
+ * could be granted; those behind have to leave room for them.  Returns the
+ * first who has to wait for this lock.
  */
+static Claim *
+advance(ModelLock *lock, Why *why)
+{
+	bool		closed = !is_open(lock);
+	int			nready = 0;
+
+	*why = NOBODY_WAITS;
+	lock->settled_at = model.now;
+	while (nready < lock->nqueue)
+	{
+		Claim	   *claim = lock->queue[nready];
+		int64		token;
+
+		*why = TAKEN;
+		if (closed || blocked(lock, claim->mode, nready))
+			break;
+		*why = BARRED;
+		if (model_is_barred(lock, claim->mode) || claim->bridging)
+			break;
+		if (claim->nparts > 1)
+		{
+			claim->ready = true;
+			closed = claim->mode == DL_EXCLUSIVE;
+			nready++;
+			continue;
+		}
+		*why = NO_TOKEN;
+		token = draw(lock, claim->durable, claim->bucket);
+		if (token == 0)
+			break;
+		dequeue(claim);
+		grant(claim, token);
+	}
+	for (int i = nready; i < lock->nqueue; i++)
+		lock->queue[i]->ready = false;
+	if (nready < lock->nqueue)
+		return lock->queue[nready];
+	*why = NOBODY_WAITS;
+	return NULL;
+}
+
 static void
 settle(ModelLock *lock)
 {
-	lock->settled_at = model.now;
-	while (lock->nqueue > 0)
-	{
-		Claim	   *head = lock->queue[0];
-		int64		token;
+	Why			why;
 
-		if (!is_open(lock) || blocked(lock, head->mode) || model_is_barred(lock, head->mode))
-			return;
-		token = draw(lock, head->durable, head->bucket);
-		if (token == 0)
-			return;
-		delete(lock->queue, &lock->nqueue, head);
-		counters_of(lock)->waited += model.now - head->since;
-		grant(head, token);
-	}
+	(void) advance(lock, &why);
 	forget_if_unused(lock);
 }
 
@@ -309,48 +381,172 @@ lower_barrier(ModelLock *lock, DlMode mode)
 		lock->barrier = DL_BARS_EXCLUSIVE;
 }
 
-DlVerdict
-model_request(ModelLock *lock, const DlRequest *request, Claim **result)
-{
-	Claim	   *claim = model.claims;
-	bool		is_new = !model_is_in_use(lock);
-	bool		wait = !is_open(lock);
-	int64		token = 0;
+/* ---- Requests made before ---- */
 
-	if (!wait && lock->nqueue > 0)
-		settle(lock);
-	wait = wait || lock->nqueue > 0 || blocked(lock, request->mode);
-	counters_of(lock)->contended += wait;
-	if (wait && !request->may_wait)
+/* Is it found by its request id? */
+static bool
+has_id(const Claim *claim)
+{
+	return claim->request_id[0] != '\0' && claim->usable &&
+		(claim->state == DL_WAITING || claim->state == DL_GRANTED || claim->state == DL_LIVE);
+}
+
+/* Is the claim under the id of the request, and for which of its locks?  -1: for another. */
+static bool
+is_under_id(const Claim *claim, const DlRequest *request, ModelLock **locks, int *part)
+{
+	*part = -1;
+	if (!has_id(claim) || strcmp(claim->request_id, request->request_id) != 0 ||
+		claim->owner != request->owner || claim->lock->table != locks[0]->table)
+		return false;
+	for (int i = 0; i < request->nkeys; i++)
+		if (claim->lock == locks[i])
+			*part = i;
+	return true;
+}
+
+/* The claim becomes that of the session which makes the same request again. */
+void
+model_adopt(Claim *claim, const DlRequest *request)
+{
+	claim->serial++;
+	claim->backend = request->backend;
+	claim->nreleasing = 0;
+	claim->joined = ++model.njoined;
+	if (claim->undoer >= 0)
+		claim->undoer = request->backend;
+}
+
+/*
+ * Has the request been made before?  As the engine says it: again, when not, and
+ * queued, when it is the caller's from now on.
+ */
+static DlVerdict
+repeat(const DlRequest *request, ModelLock **locks, Claim **claims)
+{
+	bool		foreign = false;
+	bool		expired = true;
+	int			nfound = 0;
+	int			nlive = 0;
+	int			part;
+
+	for (int i = 0; i < MAX_CLAIMS; i++)
+		if (is_under_id(&model.claims[i], request, locks, &part))
+		{
+			nfound++;
+			/* A crash may have brought back two: the later one. */
+			if (part >= 0 && (claims[part] == NULL ||
+							  claims[part]->token < model.claims[i].token))
+				claims[part] = &model.claims[i];
+			else if (part < 0)
+			{
+				foreign = true;
+				expired = expired && model.claims[i].state != DL_WAITING &&
+					model.claims[i].deadline <= model.now;
+			}
+		}
+	for (int i = 0; i < request->nkeys; i++)
+		if (claims[i] != NULL && claims[i]->state != DL_WAITING && claims[i]->deadline <= model.now)
+		{
+			model_end(claims[i], DL_EXPIRED);
+			claims[i] = NULL;
+			nfound--;
+		}
+	if (foreign)
+		return expired ? DL_EXPIRED_ID : DL_OTHER_REQUEST;
+	if (nfound == 0)
+		return DL_AGAIN;
+	for (int i = 0; i < request->nkeys; i++)
 	{
-		counters_of(lock)->timeouts++;
+		model.other = locks[i];
+		if (claims[i] == NULL || claims[i]->mode != request->mode ||
+			claims[i]->scope != request->scope || claims[i]->limit != request->limit ||
+			claims[i]->durable != request->durable || claims[i]->token != claims[0]->token ||
+			(claims[i]->state != DL_LIVE && claims[i]->nparts != request->nkeys))
+			return DL_OTHER_REQUEST;
+		nlive += claims[i]->state == DL_LIVE;
+	}
+	if (nlive > 0)
+		return DL_REPEATED;
+	if (request->again)
+		return DL_REPLACED;
+	if (!request->may_wait)
+	{
+		counters_of(locks[0])->timeouts++;
 		return DL_BUSY;
 	}
-	if (model_used() == model.max_leases ||
-		(request->durable && model_images_used() == 2 * model.max_leases))
+	for (int i = 0; i < request->nkeys; i++)
 	{
-		forget_if_unused(lock);
-		return DL_FULL;
-	}
-	if (is_new && model.forgotten != model.settled)
-		lock->barrier = DL_BARS_ALL;
-	if (!wait && model_is_barred(lock, request->mode))
-	{
-		if (request->pass == DL_PASS_NONE)
+		model_adopt(claims[i], request);
+		if (claims[i]->state == DL_WAITING)
 		{
-			forget_if_unused(lock);
-			return DL_BARRED;
+			claims[i]->ttl = request->ttl;
+			claims[i]->bucket = bucket_of(request->scope, request->ttl);
 		}
-		if (request->pass == DL_PASS_HELD)
-			lower_barrier(lock, request->mode);
-		else
-			wait = true;
 	}
-	if (!wait && (token = draw(lock, request->durable, bucket_of(request->scope, request->ttl))) == 0)
+	return DL_QUEUED;
+}
+
+/* ---- Requests ---- */
+
+/* Would a request for this lock have to wait? */
+static bool
+has_to_wait(ModelLock *lock, DlMode mode)
+{
+	Why			why;
+
+	if (!is_open(lock))
+		return true;
+	if (!model_is_in_use(lock))
+		return false;
+	if (lock->nqueue > 0 && advance(lock, &why) != NULL)
+		return true;
+	if (lock->nqueue > 0 && lock->queue[lock->nqueue - 1]->mode == DL_EXCLUSIVE)
+		return true;
+	return blocked(lock, mode, lock->nqueue);
+}
+
+/* Can a request under this limit be made? */
+static bool
+is_limit_good(ModelLock *lock, int limit)
+{
+	Why			why;
+
+	if (!model_is_in_use(lock) || lock->limit == limit)
+		return true;
+	for (int h = 0; h < lock->nholders;)
 	{
-		forget_if_unused(lock);
-		return DL_NO_TOKEN;
+		Claim	   *claim = lock->holders[h];
+		bool		expired = claim->state != DL_PINNED && claim->deadline <= model.now;
+
+		if (expired)
+			end(claim, DL_EXPIRED);
+		h += !expired || claim->state == DL_PINNED;
 	}
+	(void) advance(lock, &why);
+	return lock->nholders + lock->nqueue == 0;
+}
+
+/* Which keys have a barrier that bars the request? */
+static uint64
+find_barred(const DlRequest *request, ModelLock **locks)
+{
+	uint64		barred = 0;
+
+	for (int i = 0; i < request->nkeys; i++)
+	{
+		if (request->pass == DL_PASS_HELD && (request->barred >> i & 1) != 0)
+			lower_barrier(locks[i], request->mode);
+		if (model_is_barred(locks[i], request->mode))
+			barred |= UINT64CONST(1) << i;
+	}
+	return barred;
+}
+
+static Claim *
+new_claim(ModelLock *lock, const DlRequest *request)
+{
+	Claim	   *claim = model.claims;
 
 	while (claim->state != DL_FREE)
 		claim++;
@@ -360,82 +556,331 @@ model_request(ModelLock *lock, const DlRequest *request, Claim **result)
 	claim->scope = request->scope;
 	claim->ttl = request->ttl;
 	claim->durable = request->durable;
+	claim->limit = request->limit;
+	claim->nparts = request->nkeys;
+	claim->owner = request->owner;
+	strcpy(claim->request_id, request->request_id);
+	claim->undoer = -1;
 	claim->usable = true;
 	claim->bucket = bucket_of(request->scope, request->ttl);
 	claim->backend = request->backend;
-	claim->arrival = ++model.narrivals;
+	claim->arrival = model.narrivals;
+	claim->joined = ++model.njoined;
 	if (request->durable)
 	{
 		claim->image = model_new_image();
 		claim->image->claim = claim;
 		claim->image->lock = lock;
 	}
-	*result = claim;
-	if (!wait)
-	{
-		grant(claim, token);
-		if (!may_tell(claim))
+	return claim;
+}
+
+/* All parts of a granted request are told, or none. */
+static DlVerdict
+tell_all(const DlRequest *request, Claim **claims)
+{
+	for (int i = 0; i < request->nkeys; i++)
+		if (!may_tell(claims[i]))
 			return DL_UNTOLD;
-		tell(claim);
-		return DL_TOLD;
+	for (int i = 0; i < request->nkeys; i++)
+	{
+		int64		before = claims[i]->deadline;
+
+		tell(claims[i]);
+		if (claims[i]->deadline < before)
+			settle(claims[i]->lock);
 	}
-	claim->state = DL_WAITING;
-	claim->since = model.now;
-	append(lock->queue, &lock->nqueue, claim);
-	return model_look(claim);
+	return DL_TOLD;
+}
+
+/* What becomes of a request that need not be refused.  told: enter it. */
+static DlVerdict
+assess(const DlRequest *request, ModelLock **locks, const bool *existed, bool *wait,
+	   int64 *token)
+{
+	int			n = request->nkeys;
+
+	if (model_used() + n > model.max_leases ||
+		(request->durable && model_images_used() + n > 2 * model.max_leases))
+		return DL_FULL;
+	for (int i = 0; i < n; i++)
+		if (!existed[i] && model.forgotten != model.settled)
+			locks[i]->barrier = DL_BARS_ALL;
+	if (!*wait)
+	{
+		model.barred = find_barred(request, locks);
+		if (model.barred != 0 || request->bridging)
+		{
+			if (request->pass != DL_PASS_QUEUE)
+				return DL_BARRED;
+			*wait = true;
+		}
+	}
+	*token = *wait ? 0 : draw(locks[0], request->durable, bucket_of(request->scope, request->ttl));
+	return *wait || *token != 0 ? DL_TOLD : DL_NO_TOKEN;
+}
+
+/* The claims are set if the request has entered, or is repeated. */
+DlVerdict
+model_request(const DlRequest *request, ModelLock **locks, Claim **claims)
+{
+	int			n = request->nkeys;
+	bool		existed[MAX_PARTS];
+	bool		wait = false;
+	DlVerdict	verdict = DL_TOLD;
+	int64		token;
+
+	if (request->request_id[0] != '\0')
+	{
+		verdict = repeat(request, locks, claims);
+		if (verdict == DL_QUEUED)
+			return model_look(request, claims);
+		if (verdict != DL_AGAIN)
+			return verdict;
+		verdict = DL_TOLD;
+	}
+	for (int i = 0; i < n && verdict == DL_TOLD; i++)
+	{
+		existed[i] = model_is_in_use(locks[i]);
+		model.other = locks[i];
+		if (is_limit_good(locks[i], request->limit))
+			wait = has_to_wait(locks[i], request->mode) || wait;
+		else
+			verdict = DL_OTHER_LIMIT;
+	}
+	if (verdict == DL_TOLD)
+	{
+		counters_of(locks[0])->contended += wait;
+		if (wait && !request->may_wait)
+		{
+			counters_of(locks[0])->timeouts++;
+			verdict = DL_BUSY;
+		}
+	}
+	if (verdict == DL_TOLD)
+		verdict = assess(request, locks, existed, &wait, &token);
+	if (verdict != DL_TOLD)
+	{
+		for (int i = 0; i < n; i++)
+			forget_if_unused(locks[i]);
+		return verdict;
+	}
+
+	model.narrivals++;
+	for (int i = 0; i < n; i++)
+	{
+		claims[i] = new_claim(locks[i], request);
+		locks[i]->limit = request->limit;
+		if (wait)
+		{
+			claims[i]->state = DL_WAITING;
+			claims[i]->since = model.now;
+			append(locks[i]->queue, &locks[i]->nqueue, claims[i]);
+		}
+		else
+			grant(claims[i], token);
+	}
+	return wait ? model_look(request, claims) : tell_all(request, claims);
+}
+
+/* Grant the parts of a request that are ready everywhere.  Returns false without a token. */
+static bool
+grant_all(Claim **claims, int n)
+{
+	int64		token = draw(claims[0]->lock, claims[0]->durable, claims[0]->bucket);
+	Why			why;
+
+	if (token == 0)
+		return false;
+	for (int i = 0; i < n; i++)
+	{
+		dequeue(claims[i]);
+		grant(claims[i], token);
+		(void) advance(claims[i]->lock, &why);
+	}
+	return true;
+}
+
+/* A look at a queue that is in want of a token says so to whoever looks. */
+static DlVerdict
+try_to_grant(const DlRequest *request, Claim **claims)
+{
+	int			nready = 0;
+	int			nbarred = 0;
+	bool		no_token = false;
+
+	model.barred = 0;
+	claims[0]->bridging = request->bridging;
+	for (int i = 0; i < request->nkeys; i++)
+	{
+		Why			why;
+		bool		first = advance(claims[i]->lock, &why) == claims[i];
+
+		if (claims[i]->state == DL_GRANTED)
+			return DL_UNTOLD;
+		nready += claims[i]->ready;
+		no_token = no_token || why == NO_TOKEN;
+		if (first && why == BARRED)
+		{
+			nbarred++;
+			if (model_is_barred(claims[i]->lock, claims[i]->mode))
+				model.barred |= UINT64CONST(1) << i;
+		}
+	}
+	if (nready == request->nkeys)
+		return grant_all(claims, nready) ? DL_UNTOLD : DL_NO_TOKEN;
+	if (nready + nbarred == request->nkeys)
+		return DL_BARRED;
+	return no_token ? DL_NO_TOKEN : DL_QUEUED;
 }
 
 DlVerdict
-model_look(Claim *claim)
+model_look(const DlRequest *request, Claim **claims)
 {
-	ModelLock  *lock = claim->lock;
-	int64		before;
+	bool		states[DL_OVER + 1] = {0};
+	DlVerdict	verdict;
 
-	if (claim->state == DL_WAITING)
-		settle(lock);
-	if (claim->state == DL_GRANTED && claim->deadline <= model.now)
+	for (int i = 0; i < request->nkeys; i++)
 	{
-		end(claim, DL_EXPIRED);
-		settle(lock);
+		if (claims[i]->state == DL_GRANTED && claims[i]->deadline <= model.now)
+		{
+			end(claims[i], DL_EXPIRED);
+			settle(claims[i]->lock);
+		}
+		states[claims[i]->state] = true;
 	}
-	switch (claim->state)
+	if (states[DL_DROPPED])
+		return DL_GONE;
+	if (states[DL_LAPSED])
+		return DL_AGAIN;
+	if (states[DL_WAITING])
 	{
-		case DL_GRANTED:
-			if (!may_tell(claim))
-				return DL_UNTOLD;
-			before = claim->deadline;
-			tell(claim);
-			if (claim->deadline < before)
-				settle(lock);
-			return DL_TOLD;
-		case DL_WAITING:
-			if (!is_open(lock) || model_conflict(lock, lock->queue[0]->mode) != NULL)
-				return DL_QUEUED;
-			if (!model_is_barred(lock, lock->queue[0]->mode))
-				return DL_NO_TOKEN;
-			return claim == lock->queue[0] ? DL_BARRED : DL_QUEUED;
-		case DL_LAPSED:
-			return DL_AGAIN;
-		default:
-			return DL_GONE;
+		verdict = try_to_grant(request, claims);
+		if (verdict != DL_UNTOLD)
+			return verdict;
 	}
+	return tell_all(request, claims);
 }
 
 void
 model_leave(Claim *claim)
 {
-	ModelLock  *lock = claim->lock;
-
 	if (claim->state == DL_GRANTED)
 		model_end(claim, DL_UNDONE);
 	else if (claim->state == DL_WAITING)
 	{
-		delete(lock->queue, &lock->nqueue, claim);
-		counters_of(lock)->waited += model.now - claim->since;
-		settle(lock);
+		dequeue(claim);
+		settle(claim->lock);
 	}
 	model_abandon_image(claim);
 	claim->state = DL_FREE;
+}
+
+/* A waiting claim goes ahead of another; they keep the arrivals in order. */
+void
+model_overtake(Claim *claim, Claim *before)
+{
+	ModelLock  *lock = claim->lock;
+	Why			why;
+	int			from = 0;
+	int			to = 0;
+
+	while (lock->queue[from] != claim)
+		from++;
+	while (lock->queue[to] != before)
+		to++;
+	for (; from > to; from--)
+	{
+		Claim	   *other = lock->queue[from - 1];
+		int64		arrival = other->arrival;
+
+		other->arrival = claim->arrival;
+		claim->arrival = arrival;
+		lock->queue[from] = other;
+	}
+	lock->queue[to] = claim;
+	(void) advance(lock, &why);
+}
+
+/* Another session grants what this backend waits for in several queues. */
+void
+model_grant_for(int backend)
+{
+	Claim	   *claims[MAX_PARTS];
+	int			n = 0;
+	Why			why;
+
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		for (int i = 0; i < MAX_CLAIMS; i++)
+		{
+			Claim	   *claim = &model.claims[i];
+			int			at = n;
+
+			if (claim->state != DL_WAITING || claim->backend != backend ||
+				model_partition(claim->lock) != p)
+				continue;
+			while (at > 0 && model_partition(claims[at - 1]->lock) == p &&
+				   claims[at - 1]->joined > claim->joined)
+			{
+				claims[at] = claims[at - 1];
+				at--;
+			}
+			claims[at] = claim;
+			n++;
+		}
+	if (n < 2 || n != claims[0]->nparts)
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		(void) advance(claims[i]->lock, &why);
+		if (!claims[i]->ready)
+			return;
+	}
+	(void) grant_all(claims, n);
+}
+
+/* ---- Watchers ---- */
+
+void
+model_watch(ModelLock *lock, int backend)
+{
+	if (!model_is_in_use(lock) && model.forgotten != model.settled)
+		lock->barrier = DL_BARS_ALL;
+	if (!model_is_in_use(lock))
+		lock->limit = 0;
+	lock->watchers[lock->nwatchers++] = backend;
+}
+
+void
+model_unwatch(ModelLock *lock, int backend)
+{
+	int			i = 0;
+
+	while (lock->watchers[i] != backend)
+		i++;
+	memmove(&lock->watchers[i], &lock->watchers[i + 1], (--lock->nwatchers - i) * sizeof(int));
+	forget_if_unused(lock);
+}
+
+/* The greatest live token, or 0, and when it expires. */
+int64
+model_newest(ModelLock *lock, int64 *deadline)
+{
+	for (;;)
+	{
+		Claim	   *newest = NULL;
+
+		for (int i = 0; i < lock->nholders; i++)
+			if (lock->holders[i]->state == DL_LIVE &&
+				(newest == NULL || lock->holders[i]->token > newest->token))
+				newest = lock->holders[i];
+		*deadline = newest == NULL ? DL_FOREVER : newest->deadline;
+		if (newest == NULL)
+			return 0;
+		if (newest->deadline > model.now)
+			return newest->token;
+		model_end(newest, DL_EXPIRED);
+	}
 }
 
 Claim *
@@ -469,6 +914,7 @@ model_renew(Claim *claim, int64 ttl)
 	counters_of(claim->lock)->renewed++;
 	if (claim->deadline < before)
 	{
+		claim->lock->news = true;
 		model.earliest = Min(model.earliest, claim->deadline);
 		settle(claim->lock);
 	}
@@ -503,6 +949,7 @@ model_guard(Claim *claim)
 	guard->lock = claim->lock;
 	guard->claim = claim;
 	guard->mode = claim->mode;
+	guard->limit = claim->limit;
 	counters_of(claim->lock)->guards++;
 	return guard;
 }
@@ -532,7 +979,7 @@ model_bar(Guard *guard)
 	if (!model_pin(guard))
 		return false;
 	guard->lock->raised = true;
-	if (guard->mode == DL_EXCLUSIVE)
+	if (model_tag_mode(guard) == DL_EXCLUSIVE)
 		guard->lock->barrier = DL_BARS_ALL;
 	else if (guard->lock->barrier == DL_NO_BARRIER)
 		guard->lock->barrier = DL_BARS_EXCLUSIVE;
@@ -557,6 +1004,13 @@ model_pass(Claim *claim)
 {
 	if (claim->state == DL_WAITING)
 		lower_barrier(claim->lock, claim->mode);
+}
+
+/* As what a prepared transaction keeps others away: nobody gets a permit beside it. */
+DlMode
+model_tag_mode(const Guard *guard)
+{
+	return guard->limit > 0 ? DL_EXCLUSIVE : guard->mode;
 }
 
 /* Can a transaction that prepares have the tag, or would it wait? */
@@ -618,7 +1072,7 @@ ends_with_backend(const Claim *claim)
 	}
 }
 
-/* In the order in which the requests came. */
+/* In the order in which it got them. */
 void
 model_end_backend(int partition, int backend)
 {
@@ -632,7 +1086,7 @@ model_end_backend(int partition, int backend)
 
 			if (ends_with_backend(claim) && claim->backend == backend &&
 				model_partition(claim->lock) == partition &&
-				(first == NULL || claim->arrival < first->arrival))
+				(first == NULL || claim->joined < first->joined))
 				first = claim;
 		}
 		if (first == NULL)
@@ -673,6 +1127,7 @@ model_remove(int partition, Oid database, Oid extension)
 				end(claim, DL_REMOVED);
 			h += claim->state == DL_PINNED;
 		}
+		lock->nwatchers = 0;
 		forget_if_unused(lock);
 	}
 }
@@ -694,7 +1149,8 @@ model_recover(ModelLock *lock, const DlRecovered *recovered)
 	image->ttl = recovered->ttl;
 	image->place = recovered->place;
 	image->linked = true;
-	if (model_conflict(lock, recovered->mode) != NULL)
+	if (model_is_in_use(lock) && (lock->limit != recovered->limit ||
+								  !model_has_room(lock, recovered->mode, 0)))
 	{
 		model_make_stale(image, model.now);
 		return NULL;
@@ -708,6 +1164,11 @@ model_recover(ModelLock *lock, const DlRecovered *recovered)
 	claim->lock = lock;
 	claim->mode = recovered->mode;
 	claim->scope = DL_SCOPE_LEASE;
+	claim->limit = lock->limit = recovered->limit;
+	claim->nparts = 1;
+	claim->owner = recovered->owner;
+	strcpy(claim->request_id, recovered->request_id);
+	claim->undoer = -1;
 	claim->ttl = recovered->ttl;
 	claim->durable = claim->flushed = true;
 	claim->usable = recovered->usable;

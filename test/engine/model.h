@@ -18,8 +18,10 @@
 #define MAX_GUARDS		MAX_CLAIMS	/* which exceeds MAX_BACKENDS */
 #define MAX_IMAGES		(2 * MAX_CLAIMS)
 #define NMODES			(DL_SHARED + 1)
+#define MAX_PARTS		4		/* locks in one request */
+#define MAX_LIMIT		4		/* holders of a semaphore */
 
-/* A request and, once granted, the lease. */
+/* A request for one lock, or one part of it, and, once granted, the lease. */
 typedef struct Claim
 {
 	DlState		state;
@@ -30,13 +32,21 @@ typedef struct Claim
 	uint64		serial;			/* of that record */
 	struct ModelLock *lock;		/* kept until the claim is free */
 	int			backend;
-	int64		arrival;		/* counts requests */
+	int64		arrival;		/* counts requests; in the order of the queue */
+	int64		joined;			/* counts what ends with its backend */
 	int64		ttl;
 	int64		deadline;
 	int64		token;
 	int64		since;
 	int64		renewals;
 	int			nreleasing;
+	int			limit;
+	int			nparts;			/* of the request */
+	Oid			owner;
+	char		request_id[8];	/* empty: none */
+	bool		ready;			/* one of several parts, and not blocked here */
+	bool		bridging;
+	int			undoer;			/* backend whose transaction may undo it, or -1 */
 	bool		durable;
 	bool		flushed;		/* is its image? */
 	bool		usable;			/* may its token be used? */
@@ -67,6 +77,7 @@ typedef struct Guard
 	struct ModelLock *lock;
 	Claim	   *claim;			/* null once the ended lease has let go of it */
 	DlMode		mode;			/* of the lease */
+	int			limit;			/* likewise */
 	bool		pinned;			/* its commit is in flight */
 	bool		holding;		/* has the tag, to put up the barrier */
 	bool		prepared;		/* has put it up, and left the tag to nprepared */
@@ -82,6 +93,11 @@ typedef struct ModelLock
 	Claim	   *queue[MAX_CLAIMS];	/* the head first */
 	int			nqueue;
 	int			nover;
+	int			watchers[MAX_BACKENDS];	/* the first first */
+	int			nwatchers;
+	bool		news;			/* by the operation under way, for watchers */
+	int			limit;			/* if there are holders, or a queue */
+	int			usual_limit;	/* of requests */
 	DlBarrier	barrier;
 	bool		raised;			/* the barrier was, not just there from the start */
 
@@ -96,8 +112,8 @@ typedef struct ModelLock
 
 	int64		settled_at;		/* when someone last tried to grant */
 	int64		idle_since;		/* see check_takeover() */
-	int64		last_arrival;	/* see check_grants() */
-	int64		told[NMODES];	/* greatest tokens, whatever has crashed since */
+	int64		told[MAX_LIMIT + 1][NMODES];	/* greatest tokens, whatever has
+												 * crashed since */
 } ModelLock;
 
 typedef struct Model
@@ -106,6 +122,7 @@ typedef struct Model
 	int			max_leases;
 	int			nbackends;
 	int64		narrivals;
+	int64		njoined;
 	Claim		claims[MAX_CLAIMS];
 	ModelLock	locks[MAX_LOCKS];
 	int			nlocks;
@@ -131,20 +148,29 @@ typedef struct Model
 	bool		ended;			/* something joined "over" */
 	int64		earliest;		/* earliest deadline set */
 	int			wanted[DL_NKEPT];	/* buckets that were not open */
+	uint64		barred;			/* if barred: which of the keys */
+	ModelLock  *other;			/* that a refusal speaks of */
 } Model;
 
 extern Model model;
 
 extern int	model_partition(const ModelLock *lock);
 extern int	model_used(void);
-extern Claim *model_conflict(ModelLock *lock, DlMode mode);
+extern bool model_has_room(const ModelLock *lock, DlMode mode, int nahead);
+extern Claim *model_in_the_way(const ModelLock *lock);
 extern bool model_is_in_use(const ModelLock *lock);
 extern bool model_is_barred(const ModelLock *lock, DlMode mode);
 extern int	model_guards(const Claim *claim);
 extern int	model_pins(const Claim *claim);
 
-extern DlVerdict model_request(ModelLock *lock, const DlRequest *request, Claim **claim);
-extern DlVerdict model_look(Claim *claim);
+extern DlVerdict model_request(const DlRequest *request, ModelLock **locks, Claim **claims);
+extern DlVerdict model_look(const DlRequest *request, Claim **claims);
+extern void model_adopt(Claim *claim, const DlRequest *request);
+extern void model_overtake(Claim *claim, Claim *before);
+extern void model_grant_for(int backend);
+extern void model_watch(ModelLock *lock, int backend);
+extern void model_unwatch(ModelLock *lock, int backend);
+extern int64 model_newest(ModelLock *lock, int64 *deadline);
 extern void model_leave(Claim *claim);
 extern Claim *model_find(ModelLock *lock, int64 token);
 extern bool model_renew(Claim *claim, int64 ttl);
@@ -154,6 +180,7 @@ extern bool model_pin(Guard *guard);
 extern bool model_bar(Guard *guard);
 extern void model_unguard(Guard *guard);
 extern void model_pass(Claim *claim);
+extern DlMode model_tag_mode(const Guard *guard);
 extern bool model_can_hold(const ModelLock *lock, DlMode mode);
 extern bool model_can_pass(const ModelLock *lock, DlMode mode);
 extern Claim *model_stale(int partition);

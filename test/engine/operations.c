@@ -57,8 +57,8 @@ random_session(bool waiting)
 	{
 		Session    *session = &sessions[(start + i) % model.nbackends];
 
-		if (!session->frozen && (session->claim != NULL) == waiting &&
-			!is_storing(session - sessions))
+		if (!session->frozen && (session->claims[0] != NULL) == waiting &&
+			session->watched == NULL && !is_storing(session - sessions))
 			return session;
 	}
 	return NULL;
@@ -96,10 +96,57 @@ random_guard(void)
 	return NULL;
 }
 
+/* Another lock of the same table; or the same, if there is no other. */
+static ModelLock *
+random_neighbour(const ModelLock *lock)
+{
+	for (;;)
+	{
+		ModelLock  *other = &model.locks[random_below(model.nlocks)];
+
+		if (other->table == lock->table)
+			return other;
+	}
+}
+
+/*
+ * Add a key to the session's request, unless it is there already.  Images of
+ * one token are told apart by the hash.
+ */
+static void
+add_key(Session *session)
+{
+	DlRequest  *request = &session->request;
+	ModelLock  *lock = random_neighbour(lock_of_session(session, 0));
+
+	for (int i = 0; i < request->nkeys; i++)
+		if (lock_of_session(session, i)->key.hash == lock->key.hash)
+			return;
+	if (request->nkeys < MAX_PARTS)
+		session->keys[request->nkeys++] = lock->key;
+}
+
+static void
+set_limit(DlRequest *request, int limit)
+{
+	request->limit = limit;
+	if (limit > 0)
+		request->mode = DL_SHARED;
+}
+
+static void
+set_id(DlRequest *request, int id, Oid owner)
+{
+	snprintf(request->request_id, sizeof(request->request_id), "r%d", id);
+	request->id_hash = id_hash_of(request->request_id);
+	request->owner = owner;
+}
+
 static void
 op_request(void)
 {
 	Session    *session = random_session(false);
+	DlRequest  *request;
 	ModelLock  *lock = one_in(2) ? random_leftover() : random_lock();
 	DlMode		mode = one_in(3) ? DL_EXCLUSIVE : DL_SHARED;
 	DlScope		scope = random_below(3);
@@ -107,16 +154,155 @@ op_request(void)
 
 	if (session == NULL)
 		return;
-	if (session->has_tag && model.attached[lock_of_session(session)->database])
+	if (session->has_tag && model.attached[lock_of_session(session, 0)->database])
 	{
 		acquire(session);
 		return;
 	}
 	give_up_tag(session);
+	request = &session->request;
 	fill_request(session - sessions, lock, mode, scope, ttl);
-	session->request.durable = run.storing && scope == DL_SCOPE_LEASE && !one_in(3);
-	session->request.may_wait = !one_in(6);
+	request->durable = run.storing && scope == DL_SCOPE_LEASE && !one_in(3);
+	request->may_wait = !one_in(6);
+	set_limit(request, one_in(20) ? random_below(MAX_LIMIT + 1) : lock->usual_limit);
+	while (run.combining && !one_in(2) && request->nkeys < MAX_PARTS)
+		add_key(session);
+	if (run.repeating && one_in(3))
+		set_id(request, random_below(5), one_in(10) ? 11 : 10);
+	request->bridging = run.bridging && scope != DL_SCOPE_LEASE &&
+		request->request_id[0] == '\0' && one_in(3);
 	acquire(session);
+}
+
+/* Make a request again that has been made before, or one that is nearly the same. */
+static void
+op_repeat(void)
+{
+	Session    *session = random_session(false);
+	int			start = random_below(MAX_CLAIMS);
+	Claim	   *claim = NULL;
+	DlRequest  *request;
+
+	for (int i = 0; i < MAX_CLAIMS && claim == NULL; i++)
+	{
+		claim = &model.claims[(start + i) % MAX_CLAIMS];
+		if (claim->request_id[0] == '\0' || !claim->usable || (claim->state != DL_WAITING &&
+											 claim->state != DL_GRANTED && claim->state != DL_LIVE))
+			claim = NULL;
+	}
+	if (session == NULL || claim == NULL || session->has_tag)
+		return;
+	request = &session->request;
+	fill_request(session - sessions, claim->lock, claim->mode, claim->scope,
+				 claim->scope == DL_SCOPE_LEASE || one_in(2) ? random_duration() : 0);
+	for (int i = 0; i < MAX_CLAIMS; i++)
+	{
+		Claim	   *other = &model.claims[i];
+
+		if (other->state == claim->state && other != claim && other->owner == claim->owner &&
+			other->lock->table == claim->lock->table && request->nkeys < MAX_PARTS &&
+			other->usable && other->lock->key.hash != claim->lock->key.hash &&
+			strcmp(other->request_id, claim->request_id) == 0)
+			session->keys[request->nkeys++] = other->lock->key;
+	}
+	/* In another order. */
+	if (request->nkeys > 1 && one_in(2))
+	{
+		DlKey		first = session->keys[0];
+
+		session->keys[0] = session->keys[request->nkeys - 1];
+		session->keys[request->nkeys - 1] = first;
+	}
+	request->durable = claim->durable;
+	request->limit = claim->limit;
+	request->may_wait = !one_in(6);
+	set_id(request, claim->request_id[1] - '0', claim->owner);
+	switch (random_below(20))
+	{
+		case 0:
+			request->mode = DL_EXCLUSIVE + DL_SHARED - request->mode;
+			request->limit = 0;
+			break;
+		case 1:
+			set_limit(request, random_below(MAX_LIMIT + 1));
+			break;
+		case 2:
+			add_key(session);
+			break;
+		case 3:
+			request->nkeys = 1;
+			session->keys[0] = random_neighbour(claim->lock)->key;
+			break;
+		case 4:
+			request->owner = 21 - request->owner;
+			break;
+		case 5:
+			request->nkeys = Max(request->nkeys - 1, 1);
+			break;
+		case 6:
+			request->durable = run.storing && claim->scope == DL_SCOPE_LEASE && !claim->durable;
+			break;
+	}
+	acquire(session);
+}
+
+static void
+op_end_transaction(void)
+{
+	Session    *session = &sessions[random_below(model.nbackends)];
+	bool		commit = !one_in(3);
+
+	events.undone += session->nacquired > 0 && !commit;
+	end_transaction(session, commit);
+}
+
+static void
+op_watch(void)
+{
+	Session    *session = &sessions[random_below(model.nbackends)];
+
+	if (!run.watching || session->frozen)
+		return;
+	if (session->watched == NULL)
+	{
+		session = random_session(false);
+		if (session != NULL && !session->has_tag)
+			watch(session, random_lock());
+	}
+	else if (one_in(3))
+		unwatch(session);
+	else if (is_ready(session))
+		come(session, false);
+}
+
+static void
+op_help(void)
+{
+	grant_for(random_below(model.nbackends), -1);
+}
+
+/* A waiting request goes ahead of another one. */
+static void
+op_overtake(void)
+{
+	ModelLock  *lock = random_lock();
+	DlEffects	fx = DL_NO_EFFECTS;
+	Claim	   *claim;
+	Claim	   *before;
+	int			from;
+	int			to;
+
+	if (lock->nqueue < 2)
+		return;
+	from = 1 + random_below(lock->nqueue - 1);
+	to = random_below(from);
+	claim = lock->queue[from];
+	before = lock->queue[to];
+	begin_operation("overtake in queue, of", from, to);
+	model_overtake(claim, before);
+	dl_engine_overtake(engine, claim->record, before->record, model.now, &fx);
+	events.overtaken++;
+	finish_operation(model_partition(lock), &fx, -1);
 }
 
 static void
@@ -137,10 +323,7 @@ op_look(void)
 			return;
 		}
 	}
-	get_ready(session);
-	if (session->has_tag && one_in(3))
-		return;					/* looks later */
-	look(session);
+	come(session, one_in(3));
 }
 
 static void
@@ -218,7 +401,7 @@ find_lease(ModelLock *lock, int64 token)
 }
 
 /* The disk must not say less than the holder is told. */
-static void
+void
 store_and_renew(Claim *claim, int64 ttl)
 {
 	if (claim->durable && claim->image->ttl < ttl)
@@ -435,8 +618,12 @@ void
 end_backend(int backend)
 {
 	abandon_job(backend);
-	sessions[backend].claim = NULL;
+	if (sessions[backend].watched != NULL)
+		unwatch(&sessions[backend]);
+	end_transaction(&sessions[backend], true);
+	sessions[backend].claims[0] = NULL;
 	sessions[backend].frozen = sessions[backend].reserving = false;
+	sessions[backend].request.generation++;
 	give_up_tag(&sessions[backend]);
 
 	for (int p = 0; p < DL_NPARTITIONS; p++)
@@ -584,10 +771,12 @@ pin(Guard *guard)
 bool
 hold_tag(Guard *guard)
 {
-	if (!model_can_hold(guard->lock, guard->mode))
+	DlMode		mode = model_tag_mode(guard);
+
+	if (!model_can_hold(guard->lock, mode))
 		return false;
-	note("process holds tag in mode", guard->pid, guard->mode);
-	guard->lock->nheld[guard->mode]++;
+	note("process holds tag in mode", guard->pid, mode);
+	guard->lock->nheld[mode]++;
 	guard->holding = true;
 	return true;
 }
@@ -616,9 +805,9 @@ prepare(Guard *guard)
 	guard->holding = false;
 	guard->prepared = good;
 	if (good)
-		guard->lock->nprepared[guard->mode]++;
+		guard->lock->nprepared[model_tag_mode(guard)]++;
 	else
-		free_tag(guard->lock, guard->mode);
+		free_tag(guard->lock, model_tag_mode(guard));
 	events.prepared += good;
 	events.refused += !good;
 	finish_operation(partition_of_guard(guard), &fx, -1);
@@ -633,7 +822,7 @@ unguard(Guard *guard)
 
 	begin_operation("unguard by process, pinned", guard->pid, guard->pinned);
 	if (guard->holding)
-		free_tag(guard->lock, guard->mode);
+		free_tag(guard->lock, model_tag_mode(guard));
 	model_unguard(guard);
 	dl_engine_unguard(engine, partition_of_guard(guard), record, model.now, &fx);
 	finish_operation(partition_of_guard(guard), &fx, -1);
@@ -896,6 +1085,11 @@ static const struct
 	{op_disk, 12},
 	{op_crash, 1},
 	{op_attach, 20},
+	{op_repeat, 60},
+	{op_end_transaction, 40},
+	{op_watch, 60},
+	{op_overtake, 4},
+	{op_help, 4},
 };
 
 void
@@ -967,7 +1161,7 @@ end_everything(void)
 	for (int b = 0; b < model.nbackends; b++)
 	{
 		sessions[b].frozen = false;
-		if (sessions[b].claim != NULL && one_in(2))
+		if (sessions[b].claims[0] != NULL && one_in(2))
 			leave(&sessions[b]);
 		else
 			end_backend(b);

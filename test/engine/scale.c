@@ -8,6 +8,7 @@
 #include "engine_test.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -259,13 +260,14 @@ test_sweep(void)
 /* ---- Threads ---- */
 
 /*
- * The one thing that partitions share is their free records.  Threads with
- * more leases to take than there are records, each lease of a lock of its own,
- * under one mutex for each partition as in the server.
+ * What partitions share is their free records, and the buckets of request ids.
+ * Threads with more leases to take than there are records, each lease of a lock
+ * of its own, under one mutex for each partition as in the server.
  */
 #define NTHREADS		4
 #define THREAD_LEASES	2		/* records for all of them */
 #define THREAD_STEPS	500000
+#define THREADS_SECS	100
 
 static pthread_mutex_t mutexes[DL_NPARTITIONS];
 
@@ -350,9 +352,112 @@ run_thread(void *arg)
 	return NULL;
 }
 
-/* A child process, since a failed assertion leaves threads and locks behind. */
+/*
+ * Requests for one to three of a few locks, under the mutexes of all of their
+ * partitions, which are locked in ascending order.  Whoever waits looks until he
+ * is told, or leaves.  All request ids are in one bucket.
+ */
+#define SEVERAL_LOCKS	6
+#define SEVERAL_PARTS	3
+#define SEVERAL_STEPS	50000	/* per thread */
+
+static DlKey several_keys[SEVERAL_LOCKS];
+static int	owners[SEVERAL_LOCKS];	/* 0: nobody */
+
+static void
+lock_partitions(uint32 partitions)
+{
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		if ((partitions >> p & 1) != 0)
+			pthread_mutex_lock(&mutexes[p]);
+}
+
+static void
+unlock_partitions(uint32 partitions)
+{
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		if ((partitions >> p & 1) != 0)
+			pthread_mutex_unlock(&mutexes[p]);
+}
+
+/* The locks that this number stands for. */
 static int
-run_threads(void)
+choose_locks(uint32 number, int *chosen)
+{
+	int			n = 1 + number % SEVERAL_PARTS;
+
+	for (int i = 0; i < n; i++)
+		chosen[i] = (number / 16 + i * (1 + number / 4 % 2)) % SEVERAL_LOCKS;
+	return n;
+}
+
+static void
+own(const int *chosen, int n, int before, int after)
+{
+	for (int i = 0; i < n; i++)
+	{
+		verify(CHECK_THREADS, owners[chosen[i]] == before, "two threads have one lock");
+		owners[chosen[i]] = after;
+	}
+}
+
+static void *
+run_several(void *arg)
+{
+	int			me = *(int *) arg;
+	DlKey		keys[SEVERAL_PARTS];
+	DlRequest	request = {.keys = keys,.supply = &supplies[0],.scope = DL_SCOPE_SESSION,
+	.backend = me,.may_wait = true};
+	uint32		number = me;
+
+	snprintf(request.request_id, sizeof(request.request_id), "%d", me);
+	for (int i = 0; i < SEVERAL_STEPS; i++)
+	{
+		DlEffects	fx = DL_NO_EFFECTS;
+		DlLease    *leases[DL_KEYS_MAX];
+		int			chosen[SEVERAL_PARTS];
+		uint32		partitions = 0;
+		DlVerdict	verdict;
+		int			looks = 0;
+
+		number = number * 1664525 + 1013904223;
+		request.nkeys = choose_locks(number >> 8, chosen);
+		for (int k = 0; k < request.nkeys; k++)
+		{
+			keys[k] = several_keys[chosen[k]];
+			partitions |= UINT32_C(1) << dl_partition_of(keys[k].hash);
+		}
+		lock_partitions(partitions);
+		verdict = dl_engine_request(engine, &request, 0, 0, leases, &fx);
+		while (verdict == DL_QUEUED && !(i % 8 == 0 && ++looks > 4))
+		{
+			unlock_partitions(partitions);
+			sched_yield();
+			lock_partitions(partitions);
+			verdict = dl_engine_look(engine, &request, leases, 0, 0, &fx);
+		}
+		verify(CHECK_THREADS, verdict == DL_TOLD || verdict == DL_QUEUED, "verdict %d", verdict);
+		if (verdict == DL_TOLD)
+		{
+			own(chosen, request.nkeys, 0, me + 1);
+			unlock_partitions(partitions);
+			sched_yield();
+			lock_partitions(partitions);
+			own(chosen, request.nkeys, me + 1, 0);
+		}
+		for (int k = 0; k < request.nkeys; k++)
+			if (verdict == DL_TOLD)
+				dl_engine_end(engine, leases[k], DL_RELEASED, 0, &fx);
+			else
+				dl_engine_leave(engine, dl_partition_of(keys[k].hash), leases[k], 0, &fx);
+		unlock_partitions(partitions);
+	}
+	return NULL;
+}
+
+/* Whether all records are free in the end. */
+static bool
+run_threads(void *(*function) (void *), int nleases)
 {
 	pthread_t	threads[NTHREADS];
 	int			numbers[NTHREADS];
@@ -360,34 +465,44 @@ run_threads(void)
 	for (int i = 0; i < NTHREADS; i++)
 	{
 		numbers[i] = i;
-		if (pthread_create(&threads[i], NULL, run_thread, &numbers[i]) != 0)
-			return 2;
+		if (pthread_create(&threads[i], NULL, function, &numbers[i]) != 0)
+			return false;
 	}
 	for (int i = 0; i < NTHREADS; i++)
 		pthread_join(threads[i], NULL);
-	return count_free(DL_LEASE) == THREAD_LEASES && count_free(DL_GUARD) == THREAD_LEASES &&
-		count_free(DL_IMAGE) == 2 * THREAD_LEASES &&
-		count_free(DL_LOCK) == nlock_records ? 0 : 1;
+	return count_free(DL_LEASE) == nleases && count_free(DL_GUARD) == Max(nleases, NTHREADS) &&
+		count_free(DL_IMAGE) == 2 * nleases && count_free(DL_LOCK) == nlock_records;
 }
 
-void
-test_threads(void)
+/* In a child process, since a failed assertion leaves threads and locks behind. */
+static void
+run_in_child(void *(*function) (void *), int nleases)
 {
 	pid_t		child;
 	int			status;
 
-	begin_run(THREAD_LEASES, 1, false);
+	begin_run(nleases, NTHREADS, false);
 	pg_atomic_write_u64(&supplies[0].limit, PG_INT64_MAX / 2);
-	for (int p = 0; p < DL_NPARTITIONS; p++)
-		pthread_mutex_init(&mutexes[p], NULL);
 	fflush(stdout);
 	child = fork();
 	if (child == 0)
 	{
 		in_child = true;
-		_exit(run_threads());
+		alarm(THREADS_SECS);
+		_exit(run_threads(function, nleases) ? 0 : 1);
 	}
 	verify(CHECK_THREADS, child > 0 && waitpid(child, &status, 0) == child, "no child process");
 	verify(CHECK_THREADS, WIFEXITED(status) && WEXITSTATUS(status) == 0,
-		   "records were lost, or one was taken that was not there (status %d)", status);
+		   "records were lost, or one was taken that was not there, or all wait (status %d)", status);
+}
+
+void
+test_threads(void)
+{
+	for (int p = 0; p < DL_NPARTITIONS; p++)
+		pthread_mutex_init(&mutexes[p], NULL);
+	run_in_child(run_thread, THREAD_LEASES);
+	for (int i = 0; i < SEVERAL_LOCKS; i++)
+		set_key(&several_keys[i], i);
+	run_in_child(run_several, NTHREADS * SEVERAL_PARTS);
 }

@@ -31,13 +31,13 @@ test_frozen(void)
 	sessions[1].frozen = true;
 
 	advance_to(expiry - 1);
-	verify(CHECK_FROZEN, sessions[2].claim != NULL, "granted before the lease expired");
+	verify(CHECK_FROZEN, sessions[2].claims[0] != NULL, "granted before the lease expired");
 
 	/* After a while the third looks instead, and in the end the grant lapses. */
 	advance_to(expiry + DL_FALLBACK_USECS + ttl);
-	verify(CHECK_FROZEN, sessions[2].claim == NULL, "still not granted");
+	verify(CHECK_FROZEN, sessions[2].claims[0] == NULL, "still not granted");
 	advance_to(model.now + 100 * MSECS);
-	verify(CHECK_FROZEN, sessions[3].claim == NULL, "the one behind is still not granted");
+	verify(CHECK_FROZEN, sessions[3].claims[0] == NULL, "the one behind is still not granted");
 	sessions[1].frozen = false;
 	let_come();
 	end_backend(3);
@@ -58,7 +58,7 @@ test_frozen_shared(void)
 	scene_acquire(3, DL_SHARED, 5 * SECS);
 	sessions[1].frozen = true;
 	advance_to(expiry + 2 * DL_FALLBACK_USECS);
-	verify(CHECK_FROZEN_SHARED, sessions[2].claim == NULL && sessions[3].claim == NULL,
+	verify(CHECK_FROZEN_SHARED, sessions[2].claims[0] == NULL && sessions[3].claims[0] == NULL,
 		   "the lock is free, and requests that could share it wait without end");
 	end_everything();
 }
@@ -67,7 +67,7 @@ test_frozen_shared(void)
 static bool
 is_waiting(int backend)
 {
-	return sessions[backend].claim != NULL && sessions[backend].claim->state == DL_WAITING;
+	return sessions[backend].claims[0] != NULL && sessions[backend].claims[0]->state == DL_WAITING;
 }
 
 static Claim *
@@ -106,10 +106,10 @@ test_hand_over(void)
 		let_come();
 		verify(CHECK_HAND_OVER, is_waiting(1) && is_waiting(2), "granted during a commit");
 		unguard(guards[2]);
-		verify(CHECK_HAND_OVER, sessions[1].claim->record->state == DL_GRANTED &&
+		verify(CHECK_HAND_OVER, sessions[1].records[0]->state == DL_GRANTED &&
 			   sessions[1].just_woken, "not granted at the end of the last commit");
 		let_come();
-		verify(CHECK_HAND_OVER, sessions[1].claim == NULL && is_waiting(2), "not handed over");
+		verify(CHECK_HAND_OVER, sessions[1].claims[0] == NULL && is_waiting(2), "not handed over");
 		end_everything();
 	}
 
@@ -121,7 +121,7 @@ test_hand_over(void)
 	scene_acquire(1, DL_EXCLUSIVE, 10 * SECS);
 	end_lease(first_holder(), DL_RELEASED);
 	let_come();
-	verify(CHECK_HAND_OVER, sessions[1].claim == NULL, "an open transaction is waited for");
+	verify(CHECK_HAND_OVER, sessions[1].claims[0] == NULL, "an open transaction is waited for");
 	verify(CHECK_HAND_OVER, take_stale(0) && take_stale(0) && !take_stale(0),
 		   "not all open transactions are told");
 	end_everything();
@@ -132,7 +132,7 @@ test_hand_over(void)
 	pin(make_guard(first_holder()));
 	end_lease(first_holder(), DL_RELEASED);
 	scene_acquire(1, DL_SHARED, 10 * SECS);
-	verify(CHECK_HAND_OVER, sessions[1].claim == NULL, "a shared request waits");
+	verify(CHECK_HAND_OVER, sessions[1].claims[0] == NULL, "a shared request waits");
 	scene_acquire(2, DL_EXCLUSIVE, 10 * SECS);
 	scene_acquire(3, DL_SHARED, 10 * SECS);
 	end_backend(1);
@@ -140,7 +140,7 @@ test_hand_over(void)
 	verify(CHECK_HAND_OVER, is_waiting(2) && is_waiting(3), "granted during a commit");
 	unguard(random_guard());
 	let_come();
-	verify(CHECK_HAND_OVER, sessions[2].claim == NULL && is_waiting(3), "not handed over");
+	verify(CHECK_HAND_OVER, sessions[2].claims[0] == NULL && is_waiting(3), "not handed over");
 	end_everything();
 }
 
@@ -175,7 +175,7 @@ test_successor(void)
 	}
 	end_prepared(lock, DL_EXCLUSIVE);
 	let_come();
-	verify(CHECK_SUCCESSOR, sessions[3].claim == NULL && lock->nholders == 1 &&
+	verify(CHECK_SUCCESSOR, sessions[3].claims[0] == NULL && lock->nholders == 1 &&
 		   lock->barrier == DL_BARS_EXCLUSIVE, "the barrier cannot be passed");
 	end_everything();
 
@@ -194,7 +194,7 @@ test_successor(void)
 	verify(CHECK_SUCCESSOR, is_waiting(1), "the barrier cannot be waited for");
 	end_prepared(lock, DL_EXCLUSIVE);
 	let_come();
-	verify(CHECK_SUCCESSOR, sessions[1].claim == NULL, "the barrier cannot be passed");
+	verify(CHECK_SUCCESSOR, sessions[1].claims[0] == NULL, "the barrier cannot be passed");
 	end_everything();
 }
 
@@ -271,21 +271,28 @@ test_few_wakes(void)
 
 /* What a server that is no more has left on disk. */
 static void
-put_image(ModelLock *lock, DlMode mode, int64 token, int64 ttl)
+put(DiskImage image)
 {
-	DiskImage	image = {.lock = lock,.token = token,.ttl = ttl,.mode = mode};
+	ModelLock  *lock = image.lock;
 	DlPlace		place;
 
+	image.owner = 10;
 	verify(CHECK_RECOVERY, disk_find_vacant(lock->table, -1, &place), "no vacant slot");
 	disk_flush(disk_write(lock->table, place, &image));
-	model.next_token[lock->database] = Max(model.next_token[lock->database], token + 1);
+	model.next_token[lock->database] = Max(model.next_token[lock->database], image.token + 1);
+}
+
+static void
+put_image(ModelLock *lock, DlMode mode, int64 token, int64 ttl)
+{
+	put((DiskImage) {.lock = lock,.token = token,.ttl = ttl,.mode = mode});
 }
 
 /* Told of its lease? */
 static bool
 is_told(int backend)
 {
-	return sessions[backend].claim == NULL;
+	return sessions[backend].claims[0] == NULL;
 }
 
 void
@@ -389,8 +396,8 @@ test_recovery(void)
 	advance_to(model.now + SECS);
 	scene_acquire(0, DL_EXCLUSIVE, 10 * SECS);
 	let_come();
-	verify(CHECK_RECOVERY, is_told(0) && !disk_may_have(0, 5) && !disk_may_have(0, 8) &&
-		   !disk_may_have(0, 9) && disk_may_have(0, 4), "leftovers are on disk");
+	verify(CHECK_RECOVERY, is_told(0) && !disk_may_have(0, lock->key.hash, 5) && !disk_may_have(0, lock->key.hash, 8) &&
+		   !disk_may_have(0, lock->key.hash, 9) && disk_may_have(0, lock[1].key.hash, 4), "leftovers are on disk");
 	end_everything();
 
 	/* A lease that may not be used keeps others from the lock all the same. */
@@ -404,6 +411,34 @@ test_recovery(void)
 	verify(CHECK_RECOVERY, is_waiting(0), "it does not hold the lock");
 	advance_to(model.now + 1);
 	verify(CHECK_RECOVERY, is_told(0), "it holds the lock for too long");
+	end_everything();
+
+	/* Permits under the limit of the latest, and no more than that. */
+	begin_scene(2);
+	for (int token = 4; token < 9; token++)
+		put((DiskImage) {.lock = lock,.token = token,.ttl = SECS,.mode = DL_SHARED,
+			.limit = token == 7 ? 0 : token == 5 ? 3 : 2});
+	crash(false);
+	verify(CHECK_RECOVERY, attach_database(0, model.now, true), "not brought back");
+	verify(CHECK_RECOVERY, find_lease(lock, 8) != NULL && find_lease(lock, 7) == NULL &&
+		   find_lease(lock, 6) != NULL && find_lease(lock, 5) == NULL &&
+		   find_lease(lock, 4) == NULL, "not the two latest permits are brought back");
+	end_everything();
+
+	/* A request id may come back with two leases, which are not one request. */
+	begin_scene(2);
+	make_locks(2, 2, PG_UINT32_MAX);
+	for (int i = 0; i < 2; i++)
+		put((DiskImage) {.lock = &lock[i],.token = 5 + i,.ttl = SECS,.request_id = "r1"});
+	crash(false);
+	verify(CHECK_RECOVERY, attach_database(0, model.now, true), "not brought back");
+	fill_request(0, &lock[0], DL_EXCLUSIVE, DL_SCOPE_LEASE, SECS);
+	sessions[0].keys[1] = lock[1].key;
+	sessions[0].request.nkeys = 2;
+	sessions[0].request.durable = true;
+	strcpy(sessions[0].request.request_id, "r1");
+	sessions[0].request.id_hash = id_hash_of("r1");
+	verify(CHECK_RECOVERY, enter(&sessions[0]) == DL_OTHER_REQUEST, "two tokens are told as one");
 	end_everything();
 
 	/* Without room for all of them, none is brought back. */
@@ -481,13 +516,13 @@ test_late_writer(void)
 	fill_request(0, lock, DL_EXCLUSIVE, DL_SCOPE_LEASE, SECS);
 	sessions[0].request.durable = true;
 	enter(&sessions[0]);
-	record = sessions[0].record;
+	record = sessions[0].records[0];
 	serial = record->serial;
 	leave(&sessions[0]);
 	verify(CHECK_LATE_WRITER, !dl_engine_place(record, serial, place, model.now),
 		   "a lease that is no more is written");
 	enter(&sessions[0]);
-	verify(CHECK_LATE_WRITER, sessions[0].record == record, "another record than the last one used");
+	verify(CHECK_LATE_WRITER, sessions[0].records[0] == record, "another record than the last one used");
 	verify(CHECK_LATE_WRITER, !dl_engine_place(record, serial, place, model.now),
 		   "a lease is written for another");
 	dl_engine_stored(record, serial, SECS);

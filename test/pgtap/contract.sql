@@ -33,52 +33,50 @@ SELECT is_empty('SELECT oid FROM pg_roles EXCEPT SELECT oid FROM roles_before',
 --
 -- Signatures
 --
-CREATE TEMP TABLE contract (name text, arguments text, result text);
+CREATE TEMP TABLE contract (kind "char", name text, arguments text, result text);
+INSERT INTO contract
+SELECT kind, function, format(
+    $$%s, ttl interval DEFAULT NULL::interval, wait interval DEFAULT %s, $$ ||
+    $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
+    $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
+    $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, $$ ||
+    $$advisory_key bigint DEFAULT NULL::bigint$$, argument, wait), result
+FROM (VALUES
+    ('f'::"char", 'distlock_acquire', 'name text', 'NULL::interval', 'bigint'),
+    ('f', 'distlock_try_acquire', 'name text', $$'00:00:00'::interval$$, 'bigint'),
+    ('f', 'distlock_acquire_all', 'names text[]', 'NULL::interval', 'bigint'),
+    ('f', 'distlock_try_acquire_all', 'names text[]', $$'00:00:00'::interval$$, 'bigint'),
+    ('p', 'distlock_lock', 'IN name text, INOUT token bigint DEFAULT NULL::bigint', 'NULL::interval', NULL))
+    AS a (kind, function, argument, wait, result);
+-- Of a procedure the IN is shown.
+UPDATE contract SET arguments = regexp_replace(arguments, ', (ttl|wait|mode|scope|holder|durable|max_holders|request_id|advisory_key) ', ', IN \1 ', 'g')
+WHERE kind = 'p';
 INSERT INTO contract VALUES
-    ('distlock_acquire',
-     $$name text, ttl interval DEFAULT NULL::interval, wait interval DEFAULT NULL::interval, $$ ||
-     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
-     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
-     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
-    ('distlock_try_acquire',
-     $$name text, ttl interval DEFAULT NULL::interval, wait interval DEFAULT '00:00:00'::interval, $$ ||
-     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
-     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
-     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
-    ('distlock_acquire_all',
-     $$names text[], ttl interval DEFAULT NULL::interval, wait interval DEFAULT NULL::interval, $$ ||
-     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
-     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
-     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
-    ('distlock_try_acquire_all',
-     $$names text[], ttl interval DEFAULT NULL::interval, wait interval DEFAULT '00:00:00'::interval, $$ ||
-     $$mode text DEFAULT 'exclusive'::text, scope text DEFAULT 'lease'::text, $$ ||
-     $$holder text DEFAULT NULL::text, durable boolean DEFAULT NULL::boolean, $$ ||
-     $$max_holders integer DEFAULT NULL::integer, request_id text DEFAULT NULL::text, advisory_key bigint DEFAULT NULL::bigint$$, 'bigint'),
-    ('distlock_renew', 'name text, token bigint, ttl interval DEFAULT NULL::interval',
-     'timestamp with time zone'),
-    ('distlock_release', 'name text, token bigint', 'boolean'),
-    ('distlock_check', 'name text, token bigint', 'boolean'),
-    ('distlock_guard', 'name text, token bigint', 'void'),
-    ('distlock_renew_all', 'names text[], token bigint, ttl interval DEFAULT NULL::interval',
-     'timestamp with time zone'),
-    ('distlock_release_all', 'names text[], token bigint', 'boolean'),
-    ('distlock_check_all', 'names text[], token bigint', 'boolean'),
-    ('distlock_guard_all', 'names text[], token bigint', 'void'),
-    ('distlock_watch', 'name text, token bigint, wait interval DEFAULT NULL::interval', 'bigint'),
-    ('distlock_blocking_pids', 'pid integer', 'integer[]'),
-    ('distlock_protect', 'rel regclass, name text', 'void'),
-    ('distlock_unprotect', 'rel regclass', 'void'),
-    ('distlock_force_release', 'name text', 'integer'),
-    ('distlock_discard_damaged', '', 'integer');
+    ('f', 'distlock_renew', 'name text, token bigint, ttl interval DEFAULT NULL::interval', 'timestamp with time zone'),
+    ('f', 'distlock_release', 'name text, token bigint', 'boolean'),
+    ('f', 'distlock_check', 'name text, token bigint', 'boolean'),
+    ('f', 'distlock_guard', 'name text, token bigint', 'void'),
+    ('f', 'distlock_renew_all', 'names text[], token bigint, ttl interval DEFAULT NULL::interval', 'timestamp with time zone'),
+    ('f', 'distlock_release_all', 'names text[], token bigint', 'boolean'),
+    ('f', 'distlock_check_all', 'names text[], token bigint', 'boolean'),
+    ('f', 'distlock_guard_all', 'names text[], token bigint', 'void'),
+    ('f', 'distlock_watch', 'name text, token bigint, wait interval DEFAULT NULL::interval', 'bigint'),
+    ('p', 'distlock_watch_next', 'IN name text, INOUT token bigint, IN wait interval DEFAULT NULL::interval', NULL),
+    ('f', 'distlock_blocking_pids', 'pid integer', 'integer[]'),
+    ('f', 'distlock_protect', 'rel regclass, name text', 'void'),
+    ('f', 'distlock_unprotect', 'rel regclass', 'void'),
+    ('f', 'distlock_force_release', 'name text', 'integer'),
+    ('f', 'distlock_discard_damaged', '', 'integer');
 SET LOCAL intervalstyle = postgres;
 SELECT results_eq(
-    format('SELECT pg_get_function_arguments(oid), pg_get_function_result(oid)
+    format('SELECT prokind, pg_get_function_arguments(oid), pg_get_function_result(oid)
             FROM pg_proc WHERE proname = %L', name),
-    format('VALUES (%L, %L)', arguments, result),
+    format('VALUES (%L::"char", %L, %L)', kind, arguments, result),
     name || ': arguments and result')
 FROM contract;
 SELECT isnt_strict(name::name) FROM contract;
+-- Drivers would bind a list to whichever takes text.
+SELECT is(count(*)::int, 1, name || ' is not overloaded') FROM contract JOIN pg_proc ON proname = name GROUP BY name;
 SELECT volatility_is(name::name, 'volatile') FROM contract;
 SELECT isnt_definer(name::name) FROM contract;
 SELECT is(proparallel::text, 'u', name || ' is PARALLEL UNSAFE')
@@ -149,7 +147,13 @@ FROM unnest(ARRAY['SELECT distlock_acquire(NULL)', 'SELECT distlock_try_acquire(
     'SELECT distlock_check(NULL, 1)', 'SELECT distlock_check(''tap'', NULL)',
     'SELECT distlock_guard(NULL, 1)', 'SELECT distlock_guard(''tap'', NULL)',
     'SELECT distlock_protect(NULL, ''tap'')', 'SELECT distlock_protect(''contract'', NULL)',
-    'SELECT distlock_unprotect(NULL)', 'SELECT distlock_force_release(NULL)']) AS statement;
+    'SELECT distlock_unprotect(NULL)', 'SELECT distlock_force_release(NULL)',
+    'SELECT distlock_acquire_all(NULL)', 'SELECT distlock_acquire_all(''{tap,NULL}'')', 'SELECT distlock_try_acquire_all(NULL)',
+    'SELECT distlock_renew_all(NULL, 1)', 'SELECT distlock_renew_all(''{tap}'', NULL)',
+    'SELECT distlock_release_all(NULL, 1)', 'SELECT distlock_release_all(''{tap}'', NULL)',
+    'SELECT distlock_check_all(NULL, 1)', 'SELECT distlock_check_all(''{tap}'', NULL)',
+    'SELECT distlock_guard_all(NULL, 1)', 'SELECT distlock_guard_all(''{tap}'', NULL)',
+    'SELECT distlock_watch(NULL, 1)', 'CALL distlock_watch_next(NULL, 1)', 'CALL distlock_lock(NULL)']) AS statement;
 SELECT throws_ok(statement, '22023', NULL, '22023: ' || statement)
 FROM unnest(ARRAY['SELECT distlock_acquire('''')', 'SELECT distlock_acquire(repeat(''n'', 256))',
     'SELECT distlock_acquire(''tap'', ttl => ''0'')', 'SELECT distlock_acquire(''tap'', ttl => ''-1 s'')',
@@ -161,7 +165,12 @@ FROM unnest(ARRAY['SELECT distlock_acquire('''')', 'SELECT distlock_acquire(repe
     'SELECT distlock_protect(''contract'', '''')', 'SELECT distlock_protect(''contract'', repeat(''n'', 256))',
     'SELECT distlock_protect(''contract'', ''{name'')',
     'SELECT distlock_release('''', 1)', 'SELECT distlock_check('''', 1)',
-    'SELECT distlock_force_release('''')']) AS statement;
+    'SELECT distlock_force_release('''')',
+    'SELECT distlock_acquire_all(''{}'')', 'SELECT distlock_acquire_all(''{tap,""}'')',
+    'SELECT distlock_acquire_all(array_agg(i::text)) FROM generate_series(1, 65) AS i',
+    'SELECT distlock_acquire(''tap'', max_holders => 0)', 'SELECT distlock_acquire(''tap'', request_id => '''')',
+    'SELECT distlock_acquire(''tap'', request_id => repeat(''r'', 128))', 'SELECT distlock_acquire(''tap'', advisory_key => 1)',
+    'SELECT distlock_watch('''', 1)', 'SELECT distlock_watch(''tap'', 1, ''-1 s'')', 'CALL distlock_lock('''')']) AS statement;
 
 SELECT lives_ok('CREATE TEMP TABLE held AS SELECT distlock_acquire(''tap'', ttl => ''10 min'') AS token', 'acquire');
 SELECT ok((SELECT distlock_check('tap', token) FROM held), 'the token is good');
@@ -218,6 +227,40 @@ SELECT results_eq('SELECT name FROM distlock_images JOIN kept USING (name, token
 SET LOCAL distlock.durable = off;
 SELECT lives_ok('INSERT INTO kept VALUES (''off'', distlock_acquire(''off'', ttl => ''10 min''))', 'distlock.durable = off');
 SELECT results_eq('SELECT durable FROM distlock_leases WHERE name = ''off''', ARRAY[false], 'is what it says');
+
+--
+-- Semaphores, several locks, requests made again, observers
+--
+SELECT lives_ok('CREATE TEMP TABLE permits AS SELECT distlock_acquire(''pool'', max_holders => 2) AS token FROM generate_series(1, 2)', 'two permits');
+SELECT is(distlock_try_acquire('pool', max_holders => 2), NULL, 'and no third');
+SELECT throws_ok('SELECT distlock_acquire(''pool'', max_holders => 3)', '22023', NULL, '22023: another max_holders');
+SELECT throws_ok('SELECT distlock_acquire(''pool'')', '22023', NULL, '22023: none');
+
+SELECT lives_ok('CREATE TEMP TABLE all_held AS SELECT distlock_acquire_all(''{y,x,y}'') AS token', 'several locks');
+SELECT results_eq('SELECT name FROM distlock_leases JOIN all_held USING (token) ORDER BY name', ARRAY['x', 'y'], 'under one token');
+SELECT is(distlock_try_acquire_all('{z,x}'), NULL, 'all or nothing');
+SELECT throws_ok('SELECT distlock_acquire_all(''{z,x}'', wait => ''0'')', '55P03', NULL, '55P03: one of them is taken');
+SELECT ok((SELECT distlock_check_all('{x,y}', token) AND NOT distlock_check_all('{x,z}', token) FROM all_held), 'check them all');
+SELECT ok((SELECT distlock_renew_all('{x,y}', token) > clock_timestamp() FROM all_held), 'renew them all');
+SELECT throws_ok('SELECT distlock_renew_all(''{x,z}'', token) FROM all_held', 'LK001', NULL, 'LK001: renew one too many');
+SELECT throws_ok('SELECT distlock_guard_all(''{x,z}'', token) FROM all_held', 'LK001', NULL, 'LK001: guard one too many');
+SELECT lives_ok('SELECT distlock_guard_all(''{x,y}'', token) FROM all_held', 'guard by all');
+SELECT ok((SELECT distlock_release_all('{y,x}', token) AND NOT distlock_release_all('{y,x}', token) FROM all_held), 'release them all');
+SELECT throws_ok('SELECT distlock_acquire_all(''{z,x}'')', '55000', NULL, '55000: the release of one is pending');
+
+SELECT lives_ok('CREATE TEMP TABLE requested AS SELECT distlock_acquire(''request'', request_id => ''r'') AS token', 'a request');
+SELECT is(distlock_acquire('request', request_id => 'r'), token, 'the same again gets the same lease') FROM requested;
+SELECT throws_ok('SELECT distlock_acquire(''another'', request_id => ''r'')', '22023', NULL, '22023: another lock');
+SELECT throws_ok('SELECT distlock_acquire(''request'', mode => ''shared'', request_id => ''r'')', '22023', NULL, '22023: another mode');
+SELECT throws_ok('SELECT distlock_acquire(''request'', max_holders => 2, request_id => ''r'')', '22023', NULL, '22023: another limit');
+
+SELECT is(distlock_watch('request', NULL), token, 'watch') FROM requested;
+SELECT is(distlock_watch('request', token, '0'), token, 'watch in vain') FROM requested;
+SELECT is(distlock_watch('nobody has it', 1), NULL, 'watch a free lock');
+
+SELECT lives_ok('SELECT distlock_acquire(''bridge'', scope => ''session'', advisory_key => 4711)', 'with an advisory lock');
+SELECT results_eq('SELECT mode, granted FROM pg_locks WHERE locktype = ''advisory'' AND pid = pg_backend_pid() AND objid = 4711 AND objsubid = 1',
+    $$VALUES ('ExclusiveLock', true)$$, 'it is held');
 
 SELECT is(distlock_renew('session', distlock_acquire('session', scope => 'session')), 'infinity'::timestamptz,
     'a lease without time to live is good until infinity');

@@ -18,10 +18,16 @@ CREATE ROLE regress_distlock_other;
 --
 -- Privileges
 --
-SELECT function_privs_are('distlock_acquire',
-    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean', 'integer', 'text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
-SELECT function_privs_are('distlock_try_acquire',
-    ARRAY['text', 'interval', 'interval', 'text', 'text', 'text', 'boolean', 'integer', 'text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are(f, ARRAY[name, 'interval', 'interval', 'text', 'text', 'text', 'boolean', 'integer', 'text', 'bigint'],
+    'regress_distlock_other', ARRAY['EXECUTE'])
+FROM (VALUES ('distlock_acquire'::name, 'text'), ('distlock_try_acquire', 'text'), ('distlock_acquire_all', 'text[]'),
+    ('distlock_try_acquire_all', 'text[]')) AS s (f, name);
+SELECT ok(has_function_privilege('regress_distlock_other', oid, 'EXECUTE'), 'others may call ' || proname)
+FROM pg_proc WHERE proname IN ('distlock_lock', 'distlock_watch_next');
+SELECT function_privs_are('distlock_watch', ARRAY['text', 'bigint', 'interval'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are('distlock_renew_all', ARRAY['text[]', 'bigint', 'interval'], 'regress_distlock_other', ARRAY['EXECUTE']);
+SELECT function_privs_are(f, ARRAY['text[]', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE'])
+FROM unnest(ARRAY['distlock_release_all', 'distlock_check_all', 'distlock_guard_all']::name[]) AS f;
 SELECT function_privs_are('distlock_renew', ARRAY['text', 'bigint', 'interval'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_release', ARRAY['text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
 SELECT function_privs_are('distlock_check', ARRAY['text', 'bigint'], 'regress_distlock_other', ARRAY['EXECUTE']);
@@ -45,6 +51,8 @@ GRANT ALL ON held TO PUBLIC;
 SET LOCAL ROLE regress_distlock_owner;
 SELECT lives_ok('INSERT INTO held VALUES (''tap'', distlock_acquire(''tap'', ttl => ''10 min''))',
     'an ordinary role acquires');
+CREATE TEMP TABLE all_held AS SELECT distlock_acquire_all('{x,y}', request_id => 'r', ttl => '10 min') AS token;
+GRANT ALL ON all_held TO PUBLIC;
 SELECT results_eq('SELECT owner FROM distlock_leases JOIN held USING (name, token)',
     ARRAY['regress_distlock_owner'::name], 'and owns the lease');
 CREATE TEMP TABLE owned (id int);
@@ -55,6 +63,12 @@ SET LOCAL ROLE regress_distlock_other;
 SELECT throws_ok('SELECT distlock_renew(name, token) FROM held', '42501', NULL, 'others may not renew');
 SELECT throws_ok('SELECT distlock_release(name, token) FROM held', '42501', NULL, 'nor release');
 SELECT throws_ok('SELECT distlock_guard(name, token) FROM held', '42501', NULL, 'nor guard');
+SELECT throws_ok('SELECT distlock_renew_all(''{x,y}'', token) FROM all_held', '42501', NULL, 'nor renew several');
+SELECT throws_ok('SELECT distlock_release_all(''{x,y}'', token) FROM all_held', '42501', NULL, 'nor release them');
+SELECT throws_ok('SELECT distlock_release(''y'', token) FROM all_held', '42501', NULL, 'or one of them');
+SELECT throws_ok('SELECT distlock_guard_all(''{y,x}'', token) FROM all_held', '42501', NULL, 'nor guard by them');
+SELECT is(distlock_try_acquire_all('{x,y}', request_id => 'r'), NULL, 'nor ask for them under the same request id');
+SELECT lives_ok('SELECT distlock_acquire(''other'', request_id => ''r'')', 'which is theirs for other requests');
 SELECT throws_ok('SELECT distlock_force_release(name) FROM held', '42501', NULL, 'nor force');
 SELECT throws_ok('SELECT distlock_unprotect(''owned'')', '42501', NULL, 'nor unprotect a table, with whatever rights');
 SELECT throws_ok('SELECT distlock_protect(''owned'', ''tap'')', '42501', NULL, 'nor protect it');
@@ -65,9 +79,13 @@ SELECT throws_ok('SELECT distlock_discard_damaged()', '42501', NULL, 'nor discar
 SELECT results_eq('SELECT owner FROM distlock_images JOIN held USING (name, token)',
     ARRAY['regress_distlock_owner'::name], 'but see what is stored');
 SELECT results_eq('SELECT distlock_check(name, token) FROM held', ARRAY[true], 'but check');
+SELECT ok((SELECT distlock_check_all('{x,y}', token) FROM all_held), 'several, too');
+SELECT results_eq('SELECT distlock_watch(name, NULL) = token FROM held', ARRAY[true], 'and watch');
 
 SET LOCAL ROLE regress_distlock_member;
 SELECT ok((SELECT distlock_renew(name, token) > clock_timestamp() FROM held), 'members of the owner renew');
+SELECT ok((SELECT distlock_renew_all('{x,y}', token) > clock_timestamp() FROM all_held), 'several, too');
+SELECT is(distlock_try_acquire_all('{x,y}', request_id => 'r'), NULL, 'but a request is that of its role alone');
 SAVEPOINT s;
 SELECT lives_ok('SELECT distlock_guard(name, token) FROM held', 'and guard');
 SELECT lives_ok('SELECT distlock_unprotect(''owned''), distlock_protect(''owned'', ''tap 2'')', 'and protect');

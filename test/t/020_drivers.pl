@@ -65,6 +65,7 @@ listen_addr =
 listen_port = $port
 unix_socket_dir = $dir
 auth_type = any
+ignore_startup_parameters = extra_float_digits
 pool_mode = transaction
 default_pool_size = $pool_size
 query_wait_timeout = 120
@@ -164,6 +165,15 @@ sub application
 
 my %python = map { $_ => python_with($_) } qw(psycopg psycopg2);
 $ENV{NODE_PATH} = join(':', "$drivers/node_modules", $ENV{NODE_PATH} // ());
+# Where the JDBC driver is, or why there is no application to run.
+my ($jdbc) = grep { -e } $ENV{PGJDBC} // (), '/usr/share/java/postgresql.jar';
+my $classes = PostgreSQL::Test::Utils::tempdir();
+my $no_jdbc =
+    !defined $jdbc ? 'the JDBC driver of PostgreSQL is not installed'
+  : !works('javac', '-version') || !works('java', '-version') ? 'no Java with javac is installed'
+  : '';
+run_log([ 'javac', '-cp', $jdbc, '-d', $classes, "$drivers/JdbcApp.java" ]) or die 'javac failed'
+  if $no_jdbc eq '';
 my $node_postgres = works('node', '-e', "require('pg')");
 my $have_pooler = works('pgbouncer', '--version');
 
@@ -198,6 +208,12 @@ foreach my $route ('direct', 'pooled')
 		"node-postgres, $route",
 		$no_pooler || ($node_postgres ? '' : 'no node with pg is installed'),
 		'node', "$drivers/node_app.js", $route);
+	application(
+		"JDBC, $route",
+		$no_pooler || $no_jdbc,
+		'java', '-cp', ($jdbc // '') . ":$classes", 'JdbcApp', $route);
+	application("psql, $route", $no_pooler,
+		'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-f', "$drivers/psql_app.sql");
 }
 
 stop_pooler();

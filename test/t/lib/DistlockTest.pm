@@ -157,7 +157,7 @@ sub wait_until_cleared
 
 	$node->poll_query_until(
 		$dbname // 'postgres', q{
-SELECT NOT EXISTS (SELECT FROM distlock_images WHERE token NOT IN (SELECT token FROM distlock_leases))})
+SELECT NOT EXISTS (SELECT FROM distlock_images WHERE (name, token) NOT IN (SELECT name, token FROM distlock_leases))})
 	  or die 'images of leases that have ended are not cleared';
 	return;
 }
