@@ -82,6 +82,9 @@ is_blocked(DlEngine *engine, DlLock *lock, DlMode mode, int nahead, int64 now,
  * barred, and it looks at once.  While it passes the barrier it sleeps elsewhere,
  * for as long as that takes.
  *
+ * Whoever stands behind one that is ready looks a while later, since it may have
+ * to grant that in its session's place.
+ *
  * Any other waiter looks a while after the one ahead of it should have: that
  * is only to make up for a session that has stopped.  It looks earlier if the
  * one ahead, were it granted now, would expire earlier.  It then need not be
@@ -95,7 +98,7 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 	int64		timer;
 	int			nahead = 0;
 
-	if (lease->ready || lease->passing)
+	if (lease->ready)
 		return DL_FOREVER;
 	while (other != NULL && other->ready && other->mode == DL_SHARED)
 	{
@@ -104,15 +107,20 @@ timer_of(DlLock *lock, DlLease *lease, int64 now)
 	}
 	if (other == NULL)
 	{
-		timer = now;
-		if (!dl_engine_has_room(lock, lease->mode, nahead))
+		timer = lease->passing ? DL_FOREVER : now;
+		if (!lease->passing && !dl_engine_has_room(lock, lease->mode, nahead))
 		{
 			other = dl_engine_in_the_way(lock);
 			timer = other == NULL ? DL_FOREVER : other->deadline;
 		}
-		return Max(timer, dl_opens_at(lock->supply));
+		timer = Max(timer, dl_opens_at(lock->supply));
+		return nahead > 0 ? Min(timer, now + DL_FALLBACK_USECS) : timer;
 	}
+	if (lease->passing)
+		return DL_FOREVER;
 	other = ahead_of(lock, lease);
+	if (other->ready)
+		return now + DL_FALLBACK_USECS;
 	if (other->timer == DL_FOREVER)
 		return DL_FOREVER;
 	timer = Max(other->timer, now) + DL_FALLBACK_USECS;
@@ -176,13 +184,7 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 			else if (lease->nparts > 1)
 			{
 				if (lease->asleep && !lease->ready)
-				{
-					DlLease    *next = behind(lock, lease);
-
 					dl_wake(fx, lease->backend);
-					if (next != NULL)
-						dl_wake(fx, next->backend);
-				}
 				lease->ready = true;
 				lease->asleep = false;
 				lease->timer = DL_FOREVER;
@@ -210,7 +212,7 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 		lease->ready = false;
 		lease->passing = lease->passing && *why == HALT_BARRED;
 		check_timers(lock, lease, now, fx);
-		/* Those behind it were ready, and the next was first, before something changed. */
+		/* Behind it may be some that were ready, and then one that was first. */
 		while ((lease = behind(lock, lease)) != NULL && (lease->ready || lease->passing))
 		{
 			lease->ready = lease->passing = false;
