@@ -62,14 +62,12 @@ typedef struct Acquire
 {
 	const DlExtension *extension;
 	DlRequest  *request;
-	int64		advisory_key;
 	uint32		partitions;
 	int64		wait_end;
 	int64		lock_timeout_end;
 	bool		may_wait;
 	bool		try;
-	bool		passing;		/* the barriers of "held" do not come back */
-	uint64		held;
+	uint64		held;			/* keys whose barriers we keep from coming back */
 	bool		stored;			/* so are the images of the grant */
 	bool		swept;
 	int64		queued_since;	/* 0: never */
@@ -362,13 +360,14 @@ limit_text(int limit)
 }
 
 static void
-report_other_limit(const Acquire *acquire, int limit)
+report_other_limit(const Acquire *acquire)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("lock \"%s\" is in use with another max_holders", acquire->request->other),
 			 errdetail("It is held or waited for with %s; this request has %s.",
-					   limit_text(limit), limit_text(acquire->request->limit))));
+					   limit_text(acquire->request->other_limit),
+					   limit_text(acquire->request->limit))));
 }
 
 static void
@@ -380,32 +379,6 @@ report_other_request(const Acquire *acquire)
 			 errdetail("It stands for a request for lock \"%s\", which differs from this one in its locks, mode, max_holders, scope or durable.",
 					   acquire->request->other),
 			 errhint("Use a new request_id for each request.")));
-}
-
-/*
- * The limit under which the lock in question is in use now; that may have
- * changed since.
- */
-static int
-other_limit(const Acquire *acquire)
-{
-	for (int i = 0; i < acquire->request->nkeys; i++)
-	{
-		const DlKey *key = &acquire->request->keys[i];
-		DlEffects	fx = DL_NO_EFFECTS;
-		DlLock	   *lock;
-		int			limit = 0;
-
-		if (strcmp(key->name, acquire->request->other) != 0)
-			continue;
-		dl_partition_lock(dl_partition_of(key->hash), LW_SHARED);
-		lock = dl_engine_find_lock(dl_shared->engine, key);
-		if (lock != NULL)
-			limit = lock->limit;
-		dl_partition_unlock(dl_partition_of(key->hash), &fx);
-		return limit;
-	}
-	return 0;
 }
 
 /* As log_lock_waits asks: say that we wait, or that it has come to an end. */
@@ -517,6 +490,15 @@ dl_sleep_until(int64 deadline, uint32 wait_event)
 	ResetLatch(MyLatch);
 }
 
+/* Give up what keeps the barriers of these keys from coming back. */
+static void
+stop_passing(DlRequest *request, uint64 passed)
+{
+	for (; passed != 0; passed &= passed - 1)
+		dl_barrier_passed(&request->keys[pg_rightmost_one_pos64(passed)], request->mode);
+	request->pass = DL_PASS_NONE;
+}
+
 /*
  * Pass the barriers of all locks that have one, and take the advisory lock, if
  * there is one to be taken.  Whoever waits for these does so as the next to be
@@ -544,27 +526,12 @@ pass(Acquire *acquire)
 	}
 	if (ok && request->bridging)
 	{
-		ok = dl_bridge_take(acquire->advisory_key, request, wait, until);
+		ok = dl_bridge_take(request, wait, until);
 		request->bridging = !ok;
 	}
-	if (ok)
-		return true;
-	for (; passed != 0; passed &= passed - 1)
-		dl_barrier_passed(&request->keys[pg_rightmost_one_pos64(passed)], request->mode);
-	return false;
-}
-
-/* Give up what keeps the barriers from coming back. */
-static void
-stop_passing(Acquire *acquire)
-{
-	DlRequest  *request = acquire->request;
-
-	for (uint64 rest = acquire->held; rest != 0; rest &= rest - 1)
-		dl_barrier_passed(&request->keys[pg_rightmost_one_pos64(rest)], request->mode);
-	acquire->held = 0;
-	acquire->passing = false;
-	request->pass = DL_PASS_NONE;
+	if (!ok)
+		stop_passing(request, passed);
+	return ok;
 }
 
 /*
@@ -648,10 +615,14 @@ see_to_it(Acquire *acquire)
 		case DL_BARRED:
 			claimed = claim.n > 0;
 			acquire->obstructed = 0;
-			acquire->passing = pass(acquire);
-			acquire->held = acquire->passing ? request->barred : 0;
-			request->pass = acquire->passing ? DL_PASS_HELD : DL_PASS_QUEUE;
-			if (!acquire->passing && (claimed || !request->may_wait))
+			if (pass(acquire))
+			{
+				acquire->held = request->barred;
+				request->pass = DL_PASS_HELD;
+				break;
+			}
+			request->pass = DL_PASS_QUEUE;
+			if (claimed || !request->may_wait)
 			{
 				/* What waited for the barrier has left the queue. */
 				note_barred(acquire);
@@ -683,7 +654,7 @@ see_to_it(Acquire *acquire)
 							request->keys[0].name)));
 			break;
 		case DL_OTHER_LIMIT:
-			report_other_limit(acquire, other_limit(acquire));
+			report_other_limit(acquire);
 			break;
 		case DL_OTHER_REQUEST:
 			report_other_request(acquire);
@@ -725,11 +696,10 @@ renew(const Acquire *acquire)
  * The leases are undone if the transaction aborts later.
  */
 int64
-dl_acquire(const DlExtension *extension, DlRequest *request, int64 advisory_key,
-		   int64 wait, bool try)
+dl_acquire(const DlExtension *extension, DlRequest *request, int64 wait, bool try)
 {
 	Acquire		acquire = {.extension = extension,.request = request,
-		.advisory_key = advisory_key,.try = try,.may_wait = wait != 0,
+		.try = try,.may_wait = wait != 0,
 		.wait_end = DL_FOREVER,.lock_timeout_end = DL_FOREVER,.help_at = DL_FOREVER
 	};
 
@@ -757,8 +727,11 @@ dl_acquire(const DlExtension *extension, DlRequest *request, int64 advisory_key,
 		bool		done;
 
 		ask(&acquire);
-		if (acquire.passing)
-			stop_passing(&acquire);
+		if (request->pass == DL_PASS_HELD)
+		{
+			stop_passing(request, acquire.held);
+			acquire.held = 0;
+		}
 		done = acquire.verdict == DL_TOLD ||
 			(acquire.verdict == DL_REPEATED && renew(&acquire));
 		if (done && acquire.verdict == DL_TOLD && acquire.ttl != request->ttl)

@@ -12,7 +12,7 @@
 #include "extension.h"
 
 extern int64 dl_acquire(const DlExtension *extension, DlRequest *request,
-						int64 advisory_key, int64 wait, bool try);
+						int64 wait, bool try);
 extern void dl_acquire_abandon(void);
 extern void dl_sleep_until(int64 deadline, uint32 wait_event);
 

@@ -73,14 +73,14 @@ give_up(const Bridge *bridge)
  * when they are told, or given up by dl_bridge_abandon().  May throw.
  */
 bool
-dl_bridge_take(int64 advisory_key, const DlRequest *request, bool wait, int64 until)
+dl_bridge_take(const DlRequest *request, bool wait, int64 until)
 {
 	bool		session = request->scope == DL_SCOPE_SESSION;
 	Bridge		bridge = {.mode = request->mode == DL_SHARED ? ShareLock : ExclusiveLock};
 
 	/* As pg_advisory_lock(bigint) has it */
-	SET_LOCKTAG_ADVISORY(bridge.tag, MyDatabaseId, (uint32) (advisory_key >> 32),
-						 (uint32) advisory_key, 1);
+	SET_LOCKTAG_ADVISORY(bridge.tag, MyDatabaseId, (uint32) (request->advisory_key >> 32),
+						 (uint32) request->advisory_key, 1);
 	if (session)
 		reserve(request->nkeys);
 	if (!(wait ? dl_tag_acquire(&bridge.tag, bridge.mode, session, until) :

@@ -10,8 +10,7 @@
 
 #include "engine.h"
 
-extern bool dl_bridge_take(int64 advisory_key, const DlRequest *request,
-						   bool wait, int64 until);
+extern bool dl_bridge_take(const DlRequest *request, bool wait, int64 until);
 extern void dl_bridge_bind(DlLease *lease);
 extern void dl_bridge_abandon(void);
 extern void dl_bridge_sweep(void);

@@ -8,8 +8,6 @@
 #ifndef DISTLOCK_DEADLOCK_H
 #define DISTLOCK_DEADLOCK_H
 
-#include "postgres.h"
-
 extern bool dl_deadlock_check(void);
 
 #endif							/* DISTLOCK_DEADLOCK_H */

@@ -382,7 +382,9 @@ typedef struct DlRequest
 	uint32		id_hash;		/* of request id, owner, database, extension */
 	char		holder[DL_HOLDER_MAX + 1];
 	char		request_id[DL_REQUEST_ID_MAX + 1];	/* empty: none */
+	int64		advisory_key;	/* for bridge.c */
 	char		other[DL_NAME_MAX + 1]; /* lock that a refusal speaks of */
+	int			other_limit;	/* the limit it is in use with */
 } DlRequest;
 
 /* Records put aside for leases to be recovered. */

@@ -94,6 +94,17 @@ begin_with_key(FunctionCallInfo fcinfo, const char *function, DlKey *key)
 	return extension;
 }
 
+/* Or on the locks of the array of names that it is. */
+static DlExtension
+begin_with_keys(FunctionCallInfo fcinfo, const char *function, DlKey **keys,
+				int *nkeys)
+{
+	DlExtension extension = begin_call(fcinfo, function);
+
+	*keys = dl_arg_keys(fcinfo, 0, &extension, nkeys);
+	return extension;
+}
+
 /* Where the arguments of an acquire begin, after what names the locks. */
 typedef enum AcquireArgs
 {
@@ -138,6 +149,8 @@ fill_request(FunctionCallInfo fcinfo, int first, DlRequest *request)
 	request->id_hash = dl_request_id_hash(request->request_id, request->owner,
 										  &request->keys[0]);
 	request->bridging = !PG_ARGISNULL(first + ARG_ADVISORY_KEY);
+	if (request->bridging)
+		request->advisory_key = PG_GETARG_INT64(first + ARG_ADVISORY_KEY);
 
 	if (PG_ARGISNULL(first + ARG_DURABLE))
 		request->durable = dl_durable && request->scope == DL_SCOPE_LEASE;
@@ -198,25 +211,20 @@ token_row(TupleDesc desc, int64 token)
 static Datum
 acquire(FunctionCallInfo fcinfo, const char *function, bool all, bool try)
 {
-	DlExtension extension = begin_call(fcinfo, function);
+	DlExtension extension;
 	DlRequest	request;
 	DlKey		key;
+	DlKey	   *keys = &key;
 	int64		wait;
 	int64		token;
 
-	if (all)
-		request.keys = dl_arg_keys(fcinfo, 0, &extension, &request.nkeys);
-	else
-	{
-		dl_arg_key(fcinfo, 0, &extension, &key);
-		request.keys = &key;
-		request.nkeys = 1;
-	}
+	request.nkeys = 1;
+	extension = all ? begin_with_keys(fcinfo, function, &keys, &request.nkeys) :
+		begin_with_key(fcinfo, function, &key);
+	request.keys = keys;
 	wait = dl_arg_wait(fcinfo, 1 + ARG_WAIT);
 	fill_request(fcinfo, 1, &request);
-	token = dl_acquire(&extension, &request,
-					   request.bridging ? PG_GETARG_INT64(1 + ARG_ADVISORY_KEY) : 0,
-					   wait, try);
+	token = dl_acquire(&extension, &request, wait, try);
 	if (token == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_INT64(token);
@@ -255,14 +263,12 @@ distlock_lock(PG_FUNCTION_ARGS)
 	TupleDesc	desc = result_row(fcinfo);
 	DlRequest	request;
 	int64		wait = dl_arg_wait(fcinfo, 2 + ARG_WAIT);
-	int64		advisory_key;
 
 	request.keys = &key;
 	request.nkeys = 1;
 	fill_request(fcinfo, 2, &request);
-	advisory_key = request.bridging ? PG_GETARG_INT64(2 + ARG_ADVISORY_KEY) : 0;
 	wait_outside(fcinfo);
-	return token_row(desc, dl_acquire(&extension, &request, advisory_key, wait, false));
+	return token_row(desc, dl_acquire(&extension, &request, wait, false));
 }
 
 /* The token that is watched, null for none. */
@@ -352,9 +358,9 @@ distlock_guard(PG_FUNCTION_ARGS)
 Datum
 distlock_renew_all(PG_FUNCTION_ARGS)
 {
-	DlExtension extension = begin_call(fcinfo, "distlock_renew_all()");
+	DlKey	   *keys;
 	int			nkeys;
-	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
+	DlExtension extension = begin_with_keys(fcinfo, "distlock_renew_all()", &keys, &nkeys);
 	int64		token = dl_arg_token(fcinfo, 1);
 	int64		ttl = dl_arg_ttl(fcinfo, 2, 0);
 	int64		least = DL_FOREVER;
@@ -373,12 +379,13 @@ distlock_renew_all(PG_FUNCTION_ARGS)
 Datum
 distlock_release_all(PG_FUNCTION_ARGS)
 {
-	DlExtension extension = begin_call(fcinfo, "distlock_release_all()");
+	DlKey	   *keys;
 	int			nkeys;
-	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
-	int64		token = dl_arg_token(fcinfo, 1);
+	int64		token;
 	bool		all = true;
 
+	begin_with_keys(fcinfo, "distlock_release_all()", &keys, &nkeys);
+	token = dl_arg_token(fcinfo, 1);
 	for (int i = 0; i < nkeys; i++)
 		all = dl_lease_release(&keys[i], token) && all;
 	PG_RETURN_BOOL(all);
@@ -387,12 +394,13 @@ distlock_release_all(PG_FUNCTION_ARGS)
 Datum
 distlock_check_all(PG_FUNCTION_ARGS)
 {
-	DlExtension extension = begin_call(fcinfo, "distlock_check_all()");
+	DlKey	   *keys;
 	int			nkeys;
-	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
-	int64		token = dl_arg_token(fcinfo, 1);
+	int64		token;
 	bool		all = true;
 
+	begin_with_keys(fcinfo, "distlock_check_all()", &keys, &nkeys);
+	token = dl_arg_token(fcinfo, 1);
 	for (int i = 0; i < nkeys && all; i++)
 		all = dl_lease_check(&keys[i], token);
 	PG_RETURN_BOOL(all);
@@ -401,11 +409,12 @@ distlock_check_all(PG_FUNCTION_ARGS)
 Datum
 distlock_guard_all(PG_FUNCTION_ARGS)
 {
-	DlExtension extension = begin_call(fcinfo, "distlock_guard_all()");
+	DlKey	   *keys;
 	int			nkeys;
-	DlKey	   *keys = dl_arg_keys(fcinfo, 0, &extension, &nkeys);
-	int64		token = dl_arg_token(fcinfo, 1);
+	int64		token;
 
+	begin_with_keys(fcinfo, "distlock_guard_all()", &keys, &nkeys);
+	token = dl_arg_token(fcinfo, 1);
 	for (int i = 0; i < nkeys; i++)
 		dl_fence_guard(&keys[i], token);
 	PG_RETURN_VOID();

@@ -223,24 +223,34 @@ dl_lease_report_lost(const DlKey *key, int64 token, int64 now, DlEffects *fx,
 }
 
 /*
- * Throws as dl_lease_renew() unless the lease is live and may be used by the
- * current role.
+ * As dl_lease_lock(), for a lease that is to be renewed.  Throws LK001, without
+ * the lock, if it cannot be; if there is none and "missing_ok", returns null.
  */
+static DlLease *
+lock_to_renew(const DlKey *key, int64 token, bool missing_ok, int64 *now,
+			  DlEffects *fx)
+{
+	DlLease    *lease = dl_lease_lock(key, token, now, fx);
+	bool		releasing = lease != NULL && dl_txn_releases(lease);
+
+	if (releasing || (lease == NULL && !missing_ok))
+	{
+		dl_shared->engine->partitions[dl_partition_of(key->hash)].counters.lost++;
+		dl_lease_report_lost(key, token, *now, fx,
+							 releasing ? DL_LOST_BY_RELEASE : DL_LOST);
+	}
+	return lease;
+}
+
+/* Throws as dl_lease_renew() would for this lease, and does nothing to it. */
 void
 dl_lease_require(const DlKey *key, int64 token)
 {
-	int			partition = dl_partition_of(key->hash);
 	DlEffects	fx = DL_NO_EFFECTS;
 	int64		now;
-	DlLease    *lease = dl_lease_lock(key, token, &now, &fx);
 
-	if (lease == NULL || dl_txn_releases(lease))
-	{
-		dl_shared->engine->partitions[partition].counters.lost++;
-		dl_lease_report_lost(key, token, now, &fx,
-							 lease == NULL ? DL_LOST : DL_LOST_BY_RELEASE);
-	}
-	dl_lease_unlock(partition, &fx);
+	(void) lock_to_renew(key, token, false, &now, &fx);
+	dl_lease_unlock(dl_partition_of(key->hash), &fx);
 }
 
 /*
@@ -261,20 +271,13 @@ dl_lease_renew(const DlExtension *extension, const DlKey *key, int64 token,
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
 		int64		now;
-		DlLease    *lease = dl_lease_lock(key, token, &now, &fx);
-		bool		releasing = lease != NULL && dl_txn_releases(lease);
+		DlLease    *lease = lock_to_renew(key, token, missing_ok, &now, &fx);
 		int64		remaining;
 
-		if (lease == NULL && missing_ok)
+		if (lease == NULL)
 		{
 			dl_lease_unlock(partition, &fx);
 			return 0;
-		}
-		if (lease == NULL || releasing)
-		{
-			dl_shared->engine->partitions[partition].counters.lost++;
-			dl_lease_report_lost(key, token, now, &fx,
-								 releasing ? DL_LOST_BY_RELEASE : DL_LOST);
 		}
 		if (stored)
 			dl_engine_stored(lease, serial, ttl);

@@ -157,6 +157,32 @@ dequeue(DlEngine *engine, DlLock *lock, DlLease *lease, int64 now)
 	dl_partition_at(engine, lock->key.hash)->counters.waited += now - lease->since;
 }
 
+/* One token for n leases, once all are counted; 0 if that is not possible. */
+static int64
+draw_for(int n, DlSupply *supply, bool durable, int bucket, DlEffects *fx)
+{
+	DlKept		kept = dl_kept_as(durable);
+	int			ncounted = 0;
+	int64		token = 0;
+
+	while (ncounted < n && dl_supply_count(supply, kept, bucket, fx))
+		ncounted++;
+	if (ncounted == n)
+		token = dl_supply_draw(supply);
+	while (token == 0 && ncounted-- > 0)
+		dl_supply_uncount(supply, kept, bucket);
+	return token;
+}
+
+static void
+grant_queued(DlEngine *engine, DlLock *lock, DlLease *lease, int64 token,
+			 int64 now, DlEffects *fx)
+{
+	dequeue(engine, lock, lease, now);
+	dl_grant(engine, lock, lease, token, now);
+	fx->deadline = Min(fx->deadline, lease->deadline);
+}
+
 /*
  * Grant what can be granted, in the order of the queue.  Returns the first
  * request that can neither be granted nor is ready, and why; without a token, or
@@ -172,43 +198,31 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 	dlist_foreach_modify(iter, &lock->queue)
 	{
 		DlLease    *lease = dlist_container(DlLease, lock_link, iter.cur);
-		DlKept		kept = dl_kept_as(lease->durable);
 		int64		token;
 
-		*why = HALT_TAKEN;
-		if (!closed && !is_blocked(engine, lock, lease->mode, nahead, now, fx))
-		{
+		if (closed || is_blocked(engine, lock, lease->mode, nahead, now, fx))
+			*why = HALT_TAKEN;
+		else if (dl_engine_is_barred(lock, lease->mode) || lease->bridging)
 			*why = HALT_BARRED;
-			if (dl_engine_is_barred(lock, lease->mode) || lease->bridging)
-				;
-			else if (lease->nparts > 1)
-			{
-				if (lease->asleep && !lease->ready)
-					dl_wake(fx, lease->backend);
-				lease->ready = true;
-				lease->asleep = false;
-				lease->timer = DL_FOREVER;
-				closed = lease->mode == DL_EXCLUSIVE;
-				nahead++;
-				continue;
-			}
-			else if (dl_supply_count(lock->supply, kept, lease->bucket, fx))
-			{
-				token = dl_supply_draw(lock->supply);
-				if (token != 0)
-				{
-					dequeue(engine, lock, lease, now);
-					dl_grant(engine, lock, lease, token, now);
-					fx->deadline = Min(fx->deadline, lease->deadline);
-					dl_wake(fx, lease->backend);
-					continue;
-				}
-				dl_supply_uncount(lock->supply, kept, lease->bucket);
-				*why = HALT_NO_TOKEN;
-			}
-			else
-				*why = HALT_NO_TOKEN;
+		else if (lease->nparts > 1)
+		{
+			if (lease->asleep && !lease->ready)
+				dl_wake(fx, lease->backend);
+			lease->ready = true;
+			lease->asleep = false;
+			lease->timer = DL_FOREVER;
+			closed = lease->mode == DL_EXCLUSIVE;
+			nahead++;
+			continue;
 		}
+		else if ((token = draw_for(1, lock->supply, lease->durable, lease->bucket, fx)) != 0)
+		{
+			grant_queued(engine, lock, lease, token, now, fx);
+			dl_wake(fx, lease->backend);
+			continue;
+		}
+		else
+			*why = HALT_NO_TOKEN;
 		lease->ready = false;
 		lease->passing = lease->passing && *why == HALT_BARRED;
 		check_timers(lock, lease, now, fx);
@@ -224,16 +238,20 @@ advance(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx, Halt *why)
 	return NULL;
 }
 
-/*
- * A lock has changed: grant what can be granted.  The lock is gone afterwards if
- * nothing refers to it.
- */
-void
-dl_settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
+/* A lock that stays has changed: grant what can be granted. */
+static void
+settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
 {
 	Halt		why;
 
 	(void) advance(engine, lock, now, fx, &why);
+}
+
+/* The same.  The lock is gone afterwards if nothing refers to it. */
+void
+dl_settle(DlEngine *engine, DlLock *lock, int64 now, DlEffects *fx)
+{
+	settle(engine, lock, now, fx);
 	dl_lock_drop_unused(engine, lock);
 }
 
@@ -260,23 +278,6 @@ dl_engine_pass(DlLease *lease)
 }
 
 /* ---- Requests ---- */
-
-/* One token for n leases, once all are counted; 0 if that is not possible. */
-static int64
-draw_for(int n, DlSupply *supply, bool durable, int bucket, DlEffects *fx)
-{
-	DlKept		kept = dl_kept_as(durable);
-	int			ncounted = 0;
-	int64		token = 0;
-
-	while (ncounted < n && dl_supply_count(supply, kept, bucket, fx))
-		ncounted++;
-	if (ncounted == n)
-		token = dl_supply_draw(supply);
-	while (token == 0 && ncounted-- > 0)
-		dl_supply_uncount(supply, kept, bucket);
-	return token;
-}
 
 /* Would a request entered now have to wait? */
 static bool
@@ -313,7 +314,6 @@ find_lock(DlEngine *engine, const DlKey *key, int limit, int64 now, DlEffects *f
 {
 	DlLock	   *lock = dl_engine_find_lock(engine, key);
 	dlist_mutable_iter iter;
-	Halt		why;
 
 	*result = lock;
 	if (lock == NULL || lock->limit == limit)
@@ -325,28 +325,35 @@ find_lock(DlEngine *engine, const DlKey *key, int limit, int64 now, DlEffects *f
 		if (lease->deadline <= now)
 			dl_end_lease(engine, lease, DL_EXPIRED, now, fx);
 	}
-	(void) advance(engine, lock, now, fx, &why);
+	settle(engine, lock, now, fx);
 	if (lock->nleases + lock->nwaiting > 0)
 		return false;
 	lock->limit = limit;
 	return true;
 }
 
+/* Whose the request or lease is. */
+static void
+set_session(DlLease *lease, const DlRequest *request)
+{
+	lease->backend = request->backend;
+	lease->generation = request->generation;
+	lease->pid = request->pid;
+	strcpy(lease->holder, request->holder);
+}
+
 static void
 fill(DlLease *lease, const DlRequest *request)
 {
+	set_session(lease, request);
 	lease->mode = request->mode;
 	lease->scope = request->scope;
 	lease->ttl = request->ttl;
 	lease->bucket = dl_bucket_of(request->scope, request->ttl);
 	lease->durable = request->durable;
 	lease->nparts = request->nkeys;
-	lease->backend = request->backend;
-	lease->generation = request->generation;
-	lease->pid = request->pid;
 	lease->owner = request->owner;
 	lease->id_hash = request->id_hash;
-	strcpy(lease->holder, request->holder);
 	strcpy(lease->request_id, request->request_id);
 }
 
@@ -361,11 +368,10 @@ tell(DlEngine *engine, const DlRequest *request, DlLease **leases, int64 now,
 	for (int i = 0; i < request->nkeys; i++)
 	{
 		int64		before = leases[i]->deadline;
-		Halt		why;
 
 		dl_tell(engine, leases[i], now, wall, fx);
 		if (leases[i]->deadline < before)
-			(void) advance(engine, leases[i]->lock, now, fx, &why);
+			settle(engine, leases[i]->lock, now, fx);
 	}
 	return DL_TOLD;
 }
@@ -387,6 +393,7 @@ look_around(DlEngine *engine, DlRequest *request, int64 now, DlLock **locks,
 		if (!find_lock(engine, &request->keys[i], request->limit, now, fx, &locks[i]))
 		{
 			strcpy(request->other, request->keys[i].name);
+			request->other_limit = locks[i]->limit;
 			return DL_OTHER_LIMIT;
 		}
 		*wait = has_to_wait(engine, locks[i], request, now, fx) || *wait;
@@ -526,8 +533,7 @@ dl_engine_request(DlEngine *engine, DlRequest *request, int64 now,
 		lock->limit = request->limit;
 		if (request->durable)
 			dl_image_attach(lease, images[i]);
-		if (request->request_id[0] != '\0')
-			dl_id_link(engine, lease);
+		dl_id_link(engine, lease);
 		if (!wait)
 		{
 			dl_grant(engine, lock, lease, token, now);
@@ -565,12 +571,9 @@ grant_ready(DlEngine *engine, DlLease **leases, int n, int64 now, DlEffects *fx)
 	for (int i = 0; i < n; i++)
 	{
 		DlLock	   *lock = leases[i]->lock;
-		Halt		why;
 
-		dequeue(engine, lock, leases[i], now);
-		dl_grant(engine, lock, leases[i], token, now);
-		fx->deadline = Min(fx->deadline, leases[i]->deadline);
-		(void) advance(engine, lock, now, fx, &why);
+		grant_queued(engine, lock, leases[i], token, now, fx);
+		settle(engine, lock, now, fx);
 	}
 	return true;
 }
@@ -666,9 +669,7 @@ dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions, int64 now,
 		return;
 	for (int i = 0; i < n; i++)
 	{
-		Halt		why;
-
-		(void) advance(engine, leases[i]->lock, now, fx, &why);
+		settle(engine, leases[i]->lock, now, fx);
 		if (!leases[i]->ready)
 			return;
 	}
@@ -758,10 +759,7 @@ dl_engine_adopt(DlEngine *engine, DlLease *lease, const DlRequest *request)
 
 	dl_backend_leave(lease);
 	lease->serial++;
-	lease->backend = request->backend;
-	lease->generation = request->generation;
-	lease->pid = request->pid;
-	strcpy(lease->holder, request->holder);
+	set_session(lease, request);
 	lease->lock->nreleasing -= lease->nreleasing;
 	lease->nreleasing = 0;
 	if (in_backend)
@@ -774,7 +772,6 @@ dl_engine_overtake(DlEngine *engine, DlLease *lease, DlLease *before, int64 now,
 				   DlEffects *fx)
 {
 	DlLock	   *lock = lease->lock;
-	Halt		why;
 
 	Assert(before->lock == lock && before->state == DL_WAITING);
 	Assert(lease->state == DL_WAITING);
@@ -782,5 +779,5 @@ dl_engine_overtake(DlEngine *engine, DlLease *lease, DlLease *before, int64 now,
 	dlist_insert_before(&before->lock_link, &lease->lock_link);
 	for (DlLease *other = lease; other != NULL; other = behind(lock, other))
 		check_timers(lock, other, now, fx);
-	(void) advance(engine, lock, now, fx, &why);
+	settle(engine, lock, now, fx);
 }

@@ -7,8 +7,9 @@
  * nothing to do with the partitions of the locks, so they are under the spinlock
  * of the free lists, which may be taken while partitions are locked.  A record
  * is linked and unlinked under the partition of its lock, and its lock, owner
- * and id do not change in between; what else is in it is looked at only if that
- * partition is locked.
+ * and id do not change in between.  Of what else is in it, only the deadline is
+ * looked at without that partition: one that has just changed costs a refusal, or
+ * one more look.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +26,7 @@ id_partition(DlEngine *engine, uint32 id_hash, dlist_head **bucket)
 	return part;
 }
 
-/* From now on it may be found. */
+/* From now on it may be found, if it has an id. */
 void
 dl_id_link(DlEngine *engine, DlLease *lease)
 {
