@@ -431,11 +431,12 @@ check_wait(Acquire *acquire)
  * place: else we would wait as long as it is stopped.
  */
 static void
-help(int backend)
+help(const DlExtension *extension, int backend)
 {
 	DlEngine   *engine = dl_shared->engine;
 	uint32		partitions = 0;
 	bool		ready = true;
+	bool		done;
 	DlEffects	fx = DL_NO_EFFECTS;
 
 	for (int p = 0; p < DL_NPARTITIONS; p++)
@@ -460,8 +461,10 @@ help(int backend)
 	if (partitions == 0 || !ready)
 		return;
 	dl_partitions_lock(partitions);
-	dl_engine_grant_for(engine, backend, partitions, dl_now(), &fx);
+	done = dl_engine_grant_for(engine, backend, partitions, dl_now(), &fx);
 	dl_partitions_unlock(partitions, &fx);
+	if (!done)
+		dl_supply_refill(extension, fx.wanted);
 	if (fx.over)
 		dl_wake_worker();
 }
@@ -601,7 +604,7 @@ see_to_it(Acquire *acquire)
 				acquire->help_at = acquire->now + DL_FALLBACK_USECS;
 			else if (acquire->now >= acquire->help_at)
 			{
-				help(acquire->ahead);
+				help(acquire->extension, acquire->ahead);
 				acquire->help_at = acquire->now + DL_FALLBACK_USECS;
 			}
 			until = Min(acquire->wait_end, acquire->lock_timeout_end);

@@ -28,7 +28,7 @@
 
 PG_MODULE_MAGIC;
 
-/* distlock.max_leases: sizes shared memory, about 1.1 kB for each. */
+/* distlock.max_leases: sizes shared memory, about 1.4 kB for each. */
 int			dl_max_leases = 16384;
 
 /* distlock.default_ttl: for scope "lease" when the ttl argument is null. */
@@ -69,7 +69,7 @@ define_settings(void)
 {
 	DefineCustomIntVariable("distlock.max_leases",
 							"Sets how many leases can be held and waited for at the same time, in all databases.",
-							"Shared memory is taken for them at server start, about 1.1 kB for each.",
+							"Shared memory is taken for them at server start, about 1.4 kB for each.",
 							&dl_max_leases, 16384, 16, MAX_MAX_LEASES,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("distlock.default_ttl",

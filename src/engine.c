@@ -294,6 +294,7 @@ dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl, int64 now,
 		lease->bucket = bucket;
 	}
 	lease->ttl = ttl;
+	lease->nparts = 1;
 	dl_set_deadline(part, lease, dl_deadline_after(now, ttl));
 	lease->renewals++;
 	part->counters.renewed++;

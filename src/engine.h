@@ -217,7 +217,7 @@ typedef struct DlLease
 	bool		in_backend;
 	bool		passing;		/* waiting: off to pass the lock's barrier */
 	bool		bridging;		/* waiting: has yet to take an advisory lock */
-	uint8		nparts;			/* records of the request, until told */
+	uint8		nparts;			/* records of the request, until told or renewed */
 	bool		ready;			/* waiting, one of several: could be granted */
 	bool		asleep;			/* likewise: to be woken when it is ready */
 	bool		open;			/* live: the transaction that acquired it is */
@@ -405,6 +405,7 @@ typedef struct DlRecovered
 	TimestampTz granted_at;
 	DlMode		mode;
 	int			limit;
+	int			nparts;			/* leases of its request */
 	Oid			owner;
 	bool		usable;			/* may its token be used */
 	uint32		id_hash;
@@ -470,7 +471,7 @@ extern DlVerdict dl_engine_look(DlEngine *engine, DlRequest *request,
 								DlLease **leases, int64 now, TimestampTz wall,
 								DlEffects *fx);
 extern int	dl_engine_ready_ahead(DlLease *lease);
-extern void dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions,
+extern bool dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions,
 								int64 now, DlEffects *fx);
 extern void dl_engine_adopt(DlEngine *engine, DlLease *lease,
 							const DlRequest *request);

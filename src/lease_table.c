@@ -66,7 +66,8 @@ dl_image_check(const DlImageData *image)
 	if (image->token == 0)
 		return DL_CHECK_EMPTY;
 	if (image->token < 0 || image->ttl <= 0 || image->ttl > DL_TTL_LONGEST ||
-		image->mode > DL_SHARED || image->limit < 0 || image->name_len == 0 ||
+		image->mode > DL_SHARED || image->limit < 0 ||
+		image->nparts < 1 || image->nparts > DL_KEYS_MAX || image->name_len == 0 ||
 		memchr(image->name, '\0', sizeof(image->name)) != image->name + image->name_len ||
 		memchr(image->holder, '\0', sizeof(image->holder)) == NULL ||
 		memchr(image->request_id, '\0', sizeof(image->request_id)) == NULL)
@@ -108,6 +109,7 @@ dl_image_fill(DlImageData *image, const DlLease *lease, int64 ttl)
 	image->database = key->database;
 	image->owner = lease->owner;
 	image->limit = lease->lock->limit;
+	image->nparts = lease->state == DL_LIVE ? 1 : lease->nparts;
 	strcpy(image->holder, lease->holder);
 	strcpy(image->request_id, lease->request_id);
 	memcpy(image->name, key->name, key->len);

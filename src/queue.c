@@ -643,9 +643,10 @@ dl_engine_ready_ahead(DlLease *lease)
 /*
  * Grant the request for several locks of a backend that does not come to see
  * to it.  Its partitions are those whose bits are set.  Does nothing if it need
- * not be done, or the session itself has to.
+ * not be done, or the session itself has to.  Returns false when a token is all
+ * that it lacks; see fx->wanted.
  */
-void
+bool
 dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions, int64 now,
 					DlEffects *fx)
 {
@@ -666,15 +667,17 @@ dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions, int64 now,
 		}
 	}
 	if (n < 2 || n != leases[0]->nparts)
-		return;
+		return true;
 	for (int i = 0; i < n; i++)
 	{
 		settle(engine, leases[i]->lock, now, fx);
 		if (!leases[i]->ready)
-			return;
+			return true;
 	}
-	if (grant_ready(engine, leases, n, now, fx))
-		dl_wake(fx, backend);
+	if (!grant_ready(engine, leases, n, now, fx))
+		return false;
+	dl_wake(fx, backend);
+	return true;
 }
 
 /*

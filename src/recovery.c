@@ -56,6 +56,7 @@ add_lease(DlRecovery *recovery, const DlKey *key, const DlImageData *image,
 	lease->granted_at = image->granted_at;
 	lease->mode = image->mode;
 	lease->limit = image->limit;
+	lease->nparts = image->nparts;
 	lease->owner = image->owner;
 	lease->id_hash = dl_request_id_hash(image->request_id, image->owner, key);
 	strcpy(lease->holder, image->holder);

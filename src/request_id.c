@@ -120,6 +120,29 @@ is_same_request(const DlRequest *request, const DlLease *lease)
 }
 
 /*
+ * Has a crash brought back some of its leases only?  It came before all images
+ * were written, so nobody has been told of them.  Or else one was released alone,
+ * but then nobody makes the request again in order to learn of it.
+ */
+static bool
+is_torn(const DlRequest *request, DlLease **leases)
+{
+	bool		torn = false;
+
+	for (int i = 0; i < request->nkeys; i++)
+	{
+		const DlLease *lease = leases[i];
+
+		if (lease == NULL)
+			torn = true;
+		else if (lease->state != DL_LIVE || lease->nparts != request->nkeys ||
+				 !is_same_request(request, lease))
+			return false;
+	}
+	return torn;
+}
+
+/*
  * Has this request been made before?  again: no.  repeated: it has been told,
  * and its leases are live.  queued: it waits, or has been granted, and is the
  * caller's from now on.  replaced: the caller had a grant that lapsed, and has
@@ -145,6 +168,13 @@ dl_id_find(DlEngine *engine, DlRequest *request, int64 now, DlLease **leases,
 		return DL_AGAIN;
 	if (foreign)
 		return foreign_deadline <= now ? DL_EXPIRED_ID : DL_OTHER_REQUEST;
+	if (is_torn(request, leases))
+	{
+		for (int i = 0; i < request->nkeys; i++)
+			if (leases[i] != NULL)
+				dl_engine_end(engine, leases[i], DL_UNDONE, now, fx);
+		return DL_AGAIN;
+	}
 	for (int i = 0; i < request->nkeys; i++)
 	{
 		if (leases[i] == NULL || !is_same_request(request, leases[i]) ||

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "commands/extension.h"
 #include "common/int.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
@@ -44,6 +45,14 @@ dl_watch_abandon(void)
 	dl_partition_unlock(partition, &fx);
 }
 
+static void
+report_dropped(const DlKey *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension distlock was dropped while watching lock \"%s\"", key->name)));
+}
+
 /*
  * Wait until the greatest token of the lock's live leases is no longer this one,
  * 0 standing for none.  Returns what it is then, or after this many microseconds,
@@ -72,17 +81,15 @@ dl_watch(const DlExtension *extension, const DlKey *key, int64 token, int64 wait
 		int64		now;
 		int64		timer = DL_FOREVER;
 		int64		newest = 0;
+		bool		entering = watched < 0;
 		bool		done = false;
 
 		dl_partition_lock(partition, LW_EXCLUSIVE);
 		now = dl_now();
-		if (watched < 0)
-		{
-			lock = dl_engine_watch(engine, key, supply, backend);
-			watched = lock == NULL ? -1 : partition;
-		}
-		else
-			lock = engine->watchers[backend].lock;
+		if (entering)
+			(void) dl_engine_watch(engine, key, supply, backend);
+		lock = engine->watchers[backend].lock;
+		watched = lock == NULL ? -1 : partition;
 		if (lock != NULL)
 		{
 			newest = dl_engine_newest(engine, lock, now, &timer, &fx);
@@ -97,15 +104,19 @@ dl_watch(const DlExtension *extension, const DlKey *key, int64 token, int64 wait
 			}
 		}
 		dl_lease_unlock(partition, &fx);
+		if (lock == NULL && entering)
+			elog(ERROR, "found no free record for lock \"%s\"", key->name);
 		if (lock == NULL)
-		{
-			watched = -1;
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("extension distlock was dropped while watching lock \"%s\"", key->name)));
-		}
+			report_dropped(key);
 		if (done)
 			return newest;
+
+		/* Whoever drops the extension dismisses those he finds watching. */
+		if (entering && get_extension_name(extension->oid) == NULL)
+		{
+			dl_watch_abandon();
+			report_dropped(key);
+		}
 		dl_sleep_until(Min(timer, end), dl_watch_wait_event());
 	}
 }

@@ -137,6 +137,7 @@ read_images(int database, int64 since, bool usable, DlRecovered *recovered)
 				r->mode = image->mode;
 				r->owner = image->owner;
 				r->limit = image->limit;
+				r->nparts = image->nparts;
 				strcpy(r->request_id, image->request_id);
 				r->id_hash = id_hash_of(image->request_id);
 				r->usable = usable;

@@ -25,6 +25,7 @@ typedef struct DiskImage
 	int64		ttl;
 	DlMode		mode;
 	int			limit;
+	int			nparts;
 	Oid			owner;
 	char		request_id[8];
 } DiskImage;

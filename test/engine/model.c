@@ -417,6 +417,25 @@ model_adopt(Claim *claim, const DlRequest *request)
 		claim->undoer = request->backend;
 }
 
+/* Are these all live leases of the request after a crash, but not all there were? */
+static bool
+is_torn(const DlRequest *request, Claim **claims)
+{
+	int			n = 0;
+
+	for (int i = 0; i < request->nkeys; i++)
+	{
+		if (claims[i] == NULL)
+			continue;
+		if (claims[i]->state != DL_LIVE || claims[i]->nparts != request->nkeys ||
+			claims[i]->mode != request->mode || claims[i]->scope != request->scope ||
+			claims[i]->limit != request->limit || claims[i]->durable != request->durable)
+			return false;
+		n++;
+	}
+	return n < request->nkeys;
+}
+
 /*
  * Has the request been made before?  As the engine says it: again, when not, and
  * queued, when it is the caller's from now on.
@@ -456,6 +475,14 @@ repeat(const DlRequest *request, ModelLock **locks, Claim **claims)
 		return expired ? DL_EXPIRED_ID : DL_OTHER_REQUEST;
 	if (nfound == 0)
 		return DL_AGAIN;
+	if (is_torn(request, claims))
+	{
+		for (int i = 0; i < request->nkeys; i++)
+			if (claims[i] != NULL)
+				model_end(claims[i], DL_UNDONE);
+		events.torn++;
+		return DL_AGAIN;
+	}
 	for (int i = 0; i < request->nkeys; i++)
 	{
 		model.other = locks[i];
@@ -802,8 +829,11 @@ model_overtake(Claim *claim, Claim *before)
 	(void) advance(lock, &why);
 }
 
-/* Another session grants what this backend waits for in several queues. */
-void
+/*
+ * Another session grants what this backend waits for in several queues.
+ * Returns false if a token is all that it lacks.
+ */
+bool
 model_grant_for(int backend)
 {
 	Claim	   *claims[MAX_PARTS];
@@ -829,14 +859,14 @@ model_grant_for(int backend)
 			n++;
 		}
 	if (n < 2 || n != claims[0]->nparts)
-		return;
+		return true;
 	for (int i = 0; i < n; i++)
 	{
 		(void) advance(claims[i]->lock, &why);
 		if (!claims[i]->ready)
-			return;
+			return true;
 	}
-	(void) grant_all(claims, n);
+	return grant_all(claims, n);
 }
 
 /* ---- Watchers ---- */
@@ -910,6 +940,7 @@ model_renew(Claim *claim, int64 ttl)
 	claim->bucket = bucket;
 	claim->ttl = ttl;
 	claim->deadline = deadline_after(ttl);
+	claim->nparts = 1;
 	claim->renewals++;
 	counters_of(claim->lock)->renewed++;
 	if (claim->deadline < before)
@@ -1165,7 +1196,7 @@ model_recover(ModelLock *lock, const DlRecovered *recovered)
 	claim->mode = recovered->mode;
 	claim->scope = DL_SCOPE_LEASE;
 	claim->limit = lock->limit = recovered->limit;
-	claim->nparts = 1;
+	claim->nparts = recovered->nparts;
 	claim->owner = recovered->owner;
 	strcpy(claim->request_id, recovered->request_id);
 	claim->undoer = -1;

@@ -167,7 +167,7 @@ extern DlVerdict model_request(const DlRequest *request, ModelLock **locks, Clai
 extern DlVerdict model_look(const DlRequest *request, Claim **claims);
 extern void model_adopt(Claim *claim, const DlRequest *request);
 extern void model_overtake(Claim *claim, Claim *before);
-extern void model_grant_for(int backend);
+extern bool model_grant_for(int backend);
 extern void model_watch(ModelLock *lock, int backend);
 extern void model_unwatch(ModelLock *lock, int backend);
 extern int64 model_newest(ModelLock *lock, int64 *deadline);

@@ -400,13 +400,16 @@ grant_for(int backend, int actor)
 {
 	DlEffects	fx = DL_NO_EFFECTS;
 	uint32		partitions = 0;
+	bool		expected;
+	bool		done;
 
 	for (int i = 0; i < MAX_CLAIMS; i++)
 		if (model.claims[i].state == DL_WAITING && model.claims[i].backend == backend)
 			partitions |= UINT32_C(1) << model_partition(model.claims[i].lock);
 	begin_operation("grant for backend", backend, 0);
-	model_grant_for(backend);
-	dl_engine_grant_for(engine, backend, partitions, model.now, &fx);
+	expected = model_grant_for(backend);
+	done = dl_engine_grant_for(engine, backend, partitions, model.now, &fx);
+	verify(CHECK_PARTS, done == expected, "it %s a token", done ? "lacks" : "does not lack");
 	events.helped += partitions != 0 && sessions[backend].claims[0] != NULL &&
 		sessions[backend].claims[0]->state == DL_GRANTED;
 	/* Those behind it are woken since it is ready, which it is no longer. */
@@ -414,6 +417,8 @@ grant_for(int backend, int actor)
 	for (int b = 0; b < model.nbackends; b++)
 		sessions[b].just_woken = false;
 	finish_in(partitions, &fx, actor);
+	if (!done)
+		refill(lock_of_session(&sessions[backend], 0)->database, fx.wanted);
 }
 
 /*

@@ -52,7 +52,7 @@ foreach my $drop (
 	value('CREATE SCHEMA IF NOT EXISTS locks; ALTER EXTENSION distlock SET SCHEMA locks;'
 		  . q{ALTER DATABASE postgres SET search_path = locks, public});
 
-	my ($holder, $waiter, $told) = map { session($node) } 1 .. 3;
+	my ($holder, $waiter, $told, $watcher, $late) = map { session($node) } 1 .. 5;
 
 	# A lease of each scope, a waiter, and a grant that is not told yet.
 	my $last = $holder->run(q{
@@ -68,8 +68,25 @@ SELECT distlock_acquire('transaction', scope => 'transaction')});
 	freeze_waiter($node, $told->pid);
 	value(qq{SELECT distlock_release('handed over', $token)});
 
+	# One session watches, another is about to.
+	$watcher->send(q{SELECT distlock_watch('watched', NULL)});
+	$holder->run('SELECT pg_advisory_lock(1)');
+	$late->send(q{
+WITH other AS MATERIALIZED (SELECT pg_advisory_xact_lock(1)::text AS done)
+SELECT distlock_watch('watched', NULL) FROM other WHERE done IS NOT NULL});
+	foreach my $session ($watcher, $late)
+	{
+		$node->poll_query_until('postgres',
+			q{SELECT wait_event IN ('Extension', 'DistlockWatch', 'advisory')
+			  FROM pg_stat_activity WHERE pid = } . $session->pid)
+		  or die 'the session does not wait';
+	}
+
 	value($drop);
 	thaw($told->pid);
+	like($watcher->error, qr/ERROR:  55000: .*dropped/, "$drop: who watches is turned away");
+	$holder->run('SELECT pg_advisory_unlock(1)');
+	like($late->error, qr/ERROR:  55000: /, "$drop: who comes to watch afterwards, too");
 	like($waiter->error, qr/ERROR:  55000: .*dropped/, "$drop: who waits is turned away");
 	like($told->error, qr/ERROR:  55000: .*dropped/, "$drop: who was granted and not told, too");
 	like(
@@ -87,8 +104,8 @@ SELECT distlock_acquire('transaction', scope => 'transaction')});
 	$holder->run('COMMIT');
 	$holder->run('DISCARD ALL');
 	cmp_ok($_->run(q{SELECT distlock_acquire('session', wait => '0', scope => 'transaction')}),
-		'>', $last, "$drop: an older session goes on") foreach $holder, $waiter, $told;
-	$_->quit foreach $holder, $waiter, $told;
+		'>', $last, "$drop: an older session goes on") foreach $holder, $waiter, $told, $watcher, $late;
+	$_->quit foreach $holder, $waiter, $told, $watcher, $late;
 	value(q{SELECT distlock_force_release('a')});
 	fills($drop);
 }
