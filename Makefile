@@ -34,6 +34,7 @@ OBJS = \
 	src/supply.o \
 	src/transaction.o \
 	src/views.o \
+	src/wait.o \
 	src/watch.o \
 	src/watcher.o \
 	src/worker.o

@@ -14,6 +14,5 @@
 extern int64 dl_acquire(const DlExtension *extension, DlRequest *request,
 						int64 wait, bool try);
 extern void dl_acquire_abandon(void);
-extern void dl_sleep_until(int64 deadline, uint32 wait_event);
 
 #endif							/* DISTLOCK_ACQUIRE_H */

@@ -16,12 +16,12 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 
-#include "acquire.h"
 #include "compat.h"
 #include "lease.h"
 #include "session.h"
 #include "shmem.h"
 #include "supply.h"
+#include "wait.h"
 #include "watch.h"
 
 /* The partition of what this session watches, -1: nothing. */
