@@ -1,18 +1,10 @@
 --
 -- Every argument of every function: what is refused, and with what words.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '30s';
-SET distlock.max_ttl = '1d';
-
 \getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
-
-\pset format unaligned
-\pset tuples_only on
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
+SET distlock.default_ttl = '30s';
 
 --
 -- Null is an error, not a null result: no function is STRICT.

@@ -2,12 +2,9 @@
 -- advisory_key: a lease that takes an advisory lock along.  What other sessions
 -- see of it is in test/isolation/specs/bridge.spec.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
 -- The advisory locks that this session has
 CREATE FUNCTION pg_temp.advisory() RETURNS text
@@ -17,11 +14,6 @@ LANGUAGE sql AS $$
     WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted AND objsubid = 1
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 $$;
-CREATE PROCEDURE pg_temp.clear()
-LANGUAGE sql AS $$ SELECT distlock_force_release(name) FROM distlock_leases $$;
-
-\pset format unaligned
-\pset tuples_only on
 
 --
 -- Session scope

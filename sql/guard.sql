@@ -1,16 +1,9 @@
 --
 -- distlock_guard(): the transaction commits only if its leases are live then.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
-
 \getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
 -- Lets a lease of this session expire.
 CREATE FUNCTION pg_temp.lose(lock text) RETURNS void
@@ -28,10 +21,6 @@ LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM distlock_guard(name, distlock_acquire(name));
 END $$;
-CREATE PROCEDURE pg_temp.clear()
-LANGUAGE sql AS $$
-    SELECT distlock_force_release(name) FROM distlock_leases
-$$;
 
 -- What has been written, and forget it.
 CREATE TEMP TABLE done (what text);
@@ -41,8 +30,6 @@ LANGUAGE sql AS $$
     SELECT coalesce(string_agg(what, ', ' ORDER BY what), 'nothing') FROM gone
 $$;
 
-\pset format unaligned
-\pset tuples_only on
 -- At COMMIT, error_of() cannot show the error: tokens differ.
 \set VERBOSITY sqlstate
 \set SHOW_CONTEXT never

@@ -1,19 +1,12 @@
 --
 -- The lease table: SQL may not change what is in it, and may do anything else.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-CREATE EXTENSION IF NOT EXISTS amcheck;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '1h';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
 \getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
-\pset format unaligned
-\pset tuples_only on
+CREATE EXTENSION IF NOT EXISTS amcheck;
+SET distlock.default_ttl = '1h';
 
 -- Leases that fill more than a page
 CREATE TEMP TABLE held AS

@@ -1,17 +1,12 @@
 --
 -- What a lease does: acquire, renew, release, check, expire.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 SET distlock.default_ttl = '30s';
-SET distlock.max_ttl = '1d';
 SET application_name = 'leases';
 SET statement_timeout = '2min';		-- fail rather than wait for long
-
-\getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
 
 -- Waits until the lease has expired, at most a minute.
 CREATE FUNCTION pg_temp.await_expiry(name text, token bigint) RETURNS boolean
@@ -31,9 +26,6 @@ CREATE FUNCTION pg_temp.is_about(expiry timestamptz, ttl interval) RETURNS boole
 LANGUAGE sql AS $$
     SELECT expiry - clock_timestamp() BETWEEN ttl - interval '1 min' AND ttl
 $$;
-
-\pset format unaligned
-\pset tuples_only on
 
 --
 -- The main job: one holder at a time, each with a greater token

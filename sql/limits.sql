@@ -1,11 +1,10 @@
 --
 -- distlock.max_leases: when memory is full, requests fail and no lease is lost.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 SET distlock.default_ttl = '1h';
-SET distlock.max_ttl = '1d';
 SET statement_timeout = '5min';		-- fail rather than wait for a lease for long
 
 -- Acquires lock upon lock, until it fails, and tells whether the limit was
@@ -32,8 +31,6 @@ EXCEPTION WHEN configuration_limit_exceeded THEN
         'detail: ' || replace(detail, most::text, 'max_leases'), 'hint: ' || hint);
 END $$;
 
-\pset format unaligned
-\pset tuples_only on
 -- The detail names the limit; fill() shows it without.
 \set VERBOSITY terse
 

@@ -2,12 +2,9 @@
 -- distlock_protect(): no write reaches the table without a guard on the row's
 -- lock.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
 CREATE SCHEMA regress_distlock_protect;
 SET search_path = regress_distlock_protect, public;
@@ -15,10 +12,6 @@ DROP ROLE IF EXISTS regress_distlock_alice, regress_distlock_bob;
 CREATE ROLE regress_distlock_alice;
 CREATE ROLE regress_distlock_bob;
 GRANT USAGE, CREATE ON SCHEMA regress_distlock_protect TO PUBLIC;
-
-\getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
 
 -- The error of a statement, without its hint; what succeeds is undone.
 CREATE FUNCTION pg_temp.try(statement text) RETURNS text
@@ -53,8 +46,6 @@ EXCEPTION WHEN raise_exception THEN
     RETURN error;
 END $$;
 
-\pset format unaligned
-\pset tuples_only on
 \set SHOW_CONTEXT never
 
 --

@@ -1,24 +1,11 @@
 --
 -- request_id: the same request again gets the same lease back
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 DROP ROLE IF EXISTS regress_distlock_alice;
 CREATE ROLE regress_distlock_alice;
-
-\getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
-
-CREATE PROCEDURE pg_temp.clear()
-LANGUAGE sql AS $$ SELECT distlock_force_release(name) FROM distlock_leases $$;
-
-\pset format unaligned
-\pset tuples_only on
 
 -- The same token, renewed, by whichever function
 SELECT distlock_acquire('a', request_id => 'r', ttl => '1 min', holder => 'h') AS token \gset

@@ -1,12 +1,9 @@
 --
 -- Who may do what with a lease: the lease belongs to the role that took it.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
 DROP ROLE IF EXISTS regress_distlock_alice, regress_distlock_bob,
     regress_distlock_team, regress_distlock_admin, regress_distlock_carol;
@@ -17,12 +14,6 @@ CREATE ROLE regress_distlock_admin;
 
 CREATE SCHEMA regress_distlock;
 GRANT USAGE ON SCHEMA regress_distlock TO PUBLIC;
-\getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
-
-\pset format unaligned
-\pset tuples_only on
 
 --
 -- An ordinary role can do the whole job ...

@@ -1,24 +1,12 @@
 --
 -- Counting semaphores: max_holders
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
-
 \getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
 CREATE FUNCTION pg_temp.permits(lock text) RETURNS bigint
 LANGUAGE sql AS $$ SELECT count(*) FROM distlock_leases WHERE name = lock $$;
-CREATE PROCEDURE pg_temp.clear()
-LANGUAGE sql AS $$ SELECT distlock_force_release(name) FROM distlock_leases $$;
-
-\pset format unaligned
-\pset tuples_only on
 
 -- As many as that, each under a token of its own, and no more.
 SELECT distlock_acquire('s', max_holders => 3) AS a, distlock_acquire('s', max_holders => 3) AS b,

@@ -2,29 +2,9 @@
 -- An acquire is undone when its transaction or savepoint rolls back; a release
 -- takes effect when its transaction has committed.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
-
 \getenv abs_srcdir PG_ABS_SRCDIR
-\set error_of :abs_srcdir '/sql/include/error_of.sql'
-\i :error_of
-
--- The names that are held now, and end all leases.
-CREATE FUNCTION pg_temp.held() RETURNS text
-LANGUAGE sql AS $$
-    SELECT coalesce(string_agg(name, ', ' ORDER BY name), 'nothing') FROM distlock_leases
-$$;
-CREATE PROCEDURE pg_temp.clear()
-LANGUAGE sql AS $$
-    SELECT distlock_force_release(name) FROM distlock_leases
-$$;
-
-\pset format unaligned
-\pset tuples_only on
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 
 --
 -- Acquire

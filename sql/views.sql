@@ -1,13 +1,13 @@
 --
 -- The views, and what else the extension consists of
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 SET distlock.default_ttl = '30s';
-SET distlock.max_ttl = '1d';
+\pset format aligned
+\pset tuples_only off
 SET application_name = 'views';
-SET statement_timeout = '1min';		-- fail rather than wait for a lease for long
 
 --
 -- Members and comments

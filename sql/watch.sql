@@ -1,20 +1,12 @@
 --
 -- distlock_watch(): what the newest live token of a lock is
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS distlock;
-DO $$ BEGIN PERFORM distlock_force_release(name) FROM distlock_leases; END $$;
-SET distlock.default_ttl = '10min';
-SET distlock.max_ttl = '1d';
-SET statement_timeout = '1min';		-- fail rather than watch for long
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set begin :abs_srcdir '/sql/include/begin.sql'
+\i :begin
 DROP ROLE IF EXISTS regress_distlock_alice;
 CREATE ROLE regress_distlock_alice;
 
-CREATE PROCEDURE pg_temp.clear()
-LANGUAGE sql AS $$ SELECT distlock_force_release(name) FROM distlock_leases $$;
-
-\pset format unaligned
-\pset tuples_only on
 \pset null '(free)'
 
 -- Whoever is up to date waits, whoever is not learns at once.
