@@ -73,7 +73,7 @@ typedef struct Acquire
 	int64		check_at;		/* when to look for a deadlock */
 	int			ahead;			/* backend right ahead that may have stopped */
 	int64		help_at;		/* when to see to that */
-	bool		logged;			/* that we wait, as log_lock_waits asks */
+	int			logged;			/* key that log_lock_waits has said we wait for, -1: none */
 
 	/* What came of asking the engine */
 	DlVerdict	verdict;
@@ -385,18 +385,19 @@ static void
 log_wait(const Acquire *acquire, bool acquired)
 {
 	const DlRequest *request = acquire->request;
+	const char *name = request->keys[acquire->logged].name;
 	int64		usecs = acquire->now - acquire->queued_since;
 	const char *mode = request->mode == DL_SHARED ? "shared" : "exclusive";
 
 	if (acquired)
 		ereport(LOG,
 				(errmsg("process %d acquired %s lease of lock \"%s\" after %lld.%03d ms",
-						MyProcPid, mode, obstructed_key(acquire)->name,
+						MyProcPid, mode, name,
 						(long long) (usecs / 1000), (int) (usecs % 1000))));
 	else
 		ereport(LOG,
 				(errmsg("process %d still waiting for %s lease of lock \"%s\" after %lld.%03d ms",
-						MyProcPid, mode, obstructed_key(acquire)->name,
+						MyProcPid, mode, name,
 						(long long) (usecs / 1000), (int) (usecs % 1000)),
 				 errdetail_internal("%s", dl_obstacle_text(&acquire->obstacle))));
 }
@@ -411,15 +412,15 @@ check_wait(Acquire *acquire)
 {
 	int64		pause = DeadlockTimeout * INT64CONST(1000);
 
-	if (log_lock_waits && !acquire->logged)
+	if (log_lock_waits && acquire->logged < 0)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
 
 		dl_partitions_lock(acquire->partitions);
 		find_obstacle(acquire);
 		dl_partitions_unlock(acquire->partitions, &fx);
+		acquire->logged = acquire->obstructed;
 		log_wait(acquire, false);
-		acquire->logged = true;
 	}
 	acquire->check_at = acquire->now + (dl_deadlock_check() ? pause : SELDOM * pause);
 }
@@ -634,7 +635,8 @@ dl_acquire(const DlExtension *extension, DlRequest *request, int64 wait, bool tr
 {
 	Acquire		acquire = {.extension = extension,.request = request,
 		.try = try,.may_wait = wait != 0,
-		.wait_end = DL_FOREVER,.lock_timeout_end = DL_FOREVER,.help_at = DL_FOREVER
+		.wait_end = DL_FOREVER,.lock_timeout_end = DL_FOREVER,.help_at = DL_FOREVER,
+		.logged = -1
 	};
 
 	dl_acquire_abandon();		/* an error caught without a savepoint */
@@ -672,7 +674,7 @@ dl_acquire(const DlExtension *extension, DlRequest *request, int64 wait, bool tr
 			done = renew(&acquire);
 		if (done)
 		{
-			if (acquire.logged)
+			if (acquire.logged >= 0)
 				log_wait(&acquire, true);
 			/* Inside a transaction nothing else tells us of the DDL of others. */
 			AcceptInvalidationMessages();

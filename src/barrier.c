@@ -106,6 +106,21 @@ give_up_tag(const LOCKTAG *tag, LOCKMODE mode)
 }
 
 /*
+ * Does anybody keep a lease of this mode from the lock?  That a barrier is up
+ * does not say so.  Takes locks of PostgreSQL's lock manager; may throw.
+ */
+bool
+dl_barrier_is_held(const DlKey *key, DlMode mode)
+{
+	LOCKTAG		tag;
+	int			n;
+
+	set_tag(&tag, key);
+	pfree(GetLockConflicts(&tag, pass_modes[mode], &n));
+	return n > 0;
+}
+
+/*
  * Pass the barrier for a lease of this mode, if that is possible at once.  On
  * success, dl_barrier_passed() has to follow.  May throw.
  */

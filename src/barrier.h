@@ -13,6 +13,7 @@
 #include "engine.h"
 
 extern void dl_barrier_hold(const DlKey *key, DlMode mode);
+extern bool dl_barrier_is_held(const DlKey *key, DlMode mode);
 extern bool dl_barrier_try_pass(const DlKey *key, DlMode mode);
 extern bool dl_barrier_pass(const DlKey *key, DlMode mode, int64 until);
 extern void dl_barrier_passed(const DlKey *key, DlMode mode);

@@ -18,7 +18,8 @@
  * sessions that leads back to us, there is a deadlock.
  *
  * To stand behind somebody in a queue need not be.  If a cycle goes that way, we
- * see whether it is gone when the two change places.
+ * see whether it is gone when the two change places; if that leaves another cycle,
+ * whether that one can be broken in the same way, and so on.
  *
  * What is looked at changes meanwhile, since nothing is locked for long.  So we
  * look twice, and believe what has stayed the same: the waits of the cycle, and
@@ -90,6 +91,23 @@ typedef struct Step
 	int			blocker;
 } Step;
 
+/*
+ * A request that goes ahead of another one: it waits for none of those ahead of
+ * it any more, and that one waits for it.
+ */
+typedef struct Change
+{
+	const Term *term;			/* of the request; soft */
+	int			node;			/* whose it is */
+	DlLease    *ahead;
+	uint64		ahead_serial;
+	int			behind;			/* node of that one */
+} Change;
+
+/* More than that need not be tried, nor so many together. */
+#define MOST_TRIES		1000
+#define MAX_CHANGES		16
+
 /* All arrays live in one context.  Room is made before a partition is locked. */
 typedef struct Graph
 {
@@ -107,6 +125,9 @@ typedef struct Graph
 	int			names_max;
 	Step	   *steps;			/* of the cycle */
 	int			nsteps;
+	Change		changes[MAX_CHANGES];
+	int			nchanges;
+	int			ntries;
 	bool		bound;			/* we wait for somebody who might wait for us */
 } Graph;
 
@@ -389,6 +410,9 @@ is_dead_term(const Graph *graph, int t)
 {
 	const Term *term = &graph->terms[t];
 
+	for (int c = 0; c < graph->nchanges && term->soft; c++)
+		if (term->lease == graph->changes[c].term->lease)
+			return false;
 	for (int b = 0; b < term->n; b++)
 	{
 		int			node = graph->blockers[term->first + b].node;
@@ -399,33 +423,22 @@ is_dead_term(const Graph *graph, int t)
 	return term->n > 0;
 }
 
-/* Without the terms of this request that are soft, and with one node behind it. */
-typedef struct Change
-{
-	DlLease    *lease;			/* null: as things are */
-	int			node;			/* whose it is */
-	int			ahead;			/* who is to stand behind it */
-} Change;
-
 static bool
-is_dead_node(const Graph *graph, int i, const Change *change)
+is_dead_node(const Graph *graph, int i)
 {
 	const Waiter *node = &graph->nodes[i];
 
 	for (int t = node->first; t < node->first + node->n; t++)
-	{
-		const Term *term = &graph->terms[t];
-
-		if (change->lease != NULL && term->soft && term->lease == change->lease)
-			continue;
 		if (is_dead_term(graph, t))
 			return true;
-	}
-	return change->lease != NULL && i == change->ahead && graph->nodes[change->node].dead;
+	for (int c = 0; c < graph->nchanges; c++)
+		if (i == graph->changes[c].behind && graph->nodes[graph->changes[c].node].dead)
+			return true;
+	return false;
 }
 
 static void
-solve(Graph *graph, const Change *change)
+solve(Graph *graph)
 {
 	bool		changed = true;
 
@@ -435,7 +448,7 @@ solve(Graph *graph, const Change *change)
 	{
 		changed = false;
 		for (int i = 0; i < graph->nnodes; i++)
-			if (graph->nodes[i].dead && !is_dead_node(graph, i, change))
+			if (graph->nodes[i].dead && !is_dead_node(graph, i))
 			{
 				graph->nodes[i].dead = false;
 				changed = true;
@@ -470,10 +483,10 @@ find_way(Graph *graph, int i)
 static bool
 find_cycle(Graph *graph)
 {
-	const Change none = {0};
-
 	graph->nsteps = 0;
-	solve(graph, &none);
+	solve(graph);
+	for (int i = 0; i < graph->nnodes; i++)
+		graph->nodes[i].seen = false;
 	return find_way(graph, 0);
 }
 
@@ -502,57 +515,86 @@ is_same_cycle(const Graph *a, const Graph *b)
 /* ---- What to do about it ---- */
 
 /* Have a request go ahead of another one, if both still wait. */
-static bool
-overtake(const Term *term, DlLease *ahead, uint64 ahead_serial)
+static void
+overtake(const Graph *graph, const Change *change)
 {
+	const Term *term = change->term;
 	DlEffects	fx = DL_NO_EFFECTS;
 	bool		done;
 
 	dl_partition_lock(term->partition, LW_EXCLUSIVE);
 	done = term->lease->serial == term->serial && term->lease->state == DL_WAITING &&
-		ahead->serial == ahead_serial && ahead->state == DL_WAITING &&
-		term->lease->lock == ahead->lock;
+		change->ahead->serial == change->ahead_serial && change->ahead->state == DL_WAITING &&
+		term->lease->lock == change->ahead->lock;
 	if (done)
-		dl_engine_overtake(dl_shared->engine, term->lease, ahead, dl_now(), &fx);
+		dl_engine_overtake(dl_shared->engine, term->lease, change->ahead, dl_now(), &fx);
 	dl_partition_unlock(term->partition, &fx);
-	return done;
+	if (done && log_lock_waits)
+		ereport(LOG,
+				(errmsg("process %d avoided deadlock for lock \"%s\" by rearranging queue order",
+						MyProcPid, graph->names + term->name)));
+}
+
+/* Does everybody get on, we and those who have changed places? */
+static bool
+is_helped(const Graph *graph)
+{
+	for (int c = 0; c < graph->nchanges; c++)
+		if (graph->nodes[graph->changes[c].node].dead ||
+			graph->nodes[graph->changes[c].behind].dead)
+			return false;
+	return !graph->nodes[0].dead;
 }
 
 /*
  * See whether the cycle is gone if a request goes ahead of one that it stands
- * behind, or of the last of several such in a row; if so, let it.
+ * behind, or of the last of several such in a row; or if others do so as well,
+ * where that leaves another cycle.  The changes are in the graph then.
  */
 static bool
 rearrange(Graph *graph)
 {
-	for (int i = 0; i < graph->nsteps; i++)
+	int			nsteps = graph->nsteps;
+	Step	   *steps;
+
+	if (graph->nchanges == MAX_CHANGES)
+		return false;
+	steps = palloc(nsteps * sizeof(Step));
+	memcpy(steps, graph->steps, nsteps * sizeof(Step));
+	for (int i = 0; i < nsteps; i++)
 	{
-		const Term *term = &graph->terms[graph->steps[i].term];
+		const Term *term = &graph->terms[steps[i].term];
 		const Term *last = term;
 		int			j = i;
-		Change		change;
 
 		if (!term->soft)
 			continue;
-		while (j + 1 < graph->nsteps && graph->terms[graph->steps[j + 1].term].soft &&
-			   graph->terms[graph->steps[j + 1].term].lease == last->ahead)
-			last = &graph->terms[graph->steps[++j].term];
-		change.lease = term->lease;
-		change.node = graph->steps[i].node;
-		change.ahead = graph->blockers[graph->steps[j].blocker].node;
-		solve(graph, &change);
-		if (!graph->nodes[0].dead && !graph->nodes[change.node].dead &&
-			!graph->nodes[change.ahead].dead &&
-			overtake(term, last->ahead, graph->blockers[graph->steps[j].blocker].serial))
-		{
-			if (log_lock_waits)
-				ereport(LOG,
-						(errmsg("process %d avoided deadlock for lock \"%s\" by rearranging queue order",
-								MyProcPid, graph->names + term->name)));
+		while (j + 1 < nsteps && graph->terms[steps[j + 1].term].soft &&
+			   graph->terms[steps[j + 1].term].lease == last->ahead)
+			last = &graph->terms[steps[++j].term];
+		if (graph->ntries++ == MOST_TRIES)
+			return false;
+		graph->changes[graph->nchanges++] = (Change) {
+			.term = term,.node = steps[i].node,.ahead = last->ahead,
+			.ahead_serial = graph->blockers[steps[j].blocker].serial,
+			.behind = graph->blockers[steps[j].blocker].node
+		};
+		if (find_cycle(graph) ? rearrange(graph) : is_helped(graph))
 			return true;
-		}
+		graph->nchanges--;
 	}
 	return false;
+}
+
+/* Help ourselves, without an error, if that is possible. */
+static bool
+help_ourselves(Graph *graph)
+{
+	if (!rearrange(graph))
+		return false;
+	for (int c = 0; c < graph->nchanges; c++)
+		overtake(graph, &graph->changes[c]);
+	return true;
 }
 
 static void
@@ -628,7 +670,7 @@ dl_deadlock_check(void)
 	{
 		Graph	   *again = build_graph();
 
-		deadlock = find_cycle(again) && is_same_cycle(graph, again) && !rearrange(again);
+		deadlock = find_cycle(again) && is_same_cycle(graph, again) && !help_ourselves(again);
 	}
 	if (deadlock)
 	{

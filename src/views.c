@@ -23,6 +23,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "barrier.h"
 #include "database.h"
 #include "extension.h"
 #include "functions.h"
@@ -45,7 +46,7 @@ typedef struct Row
 	int			nwaiting;		/* of the lock */
 	int			position;		/* in the queue; 0: lease, told or not */
 	int			pinned_by;		/* process of a commit in flight, or 0 */
-	bool		barred;			/* by nothing but a prepared transaction */
+	bool		barred;			/* there is a barrier, and no lease before it */
 	bool		semaphore;		/* whoever is ahead is in its way */
 	DlLease		lease;
 	DlKey		key;
@@ -294,7 +295,7 @@ blockers(const Copy *copy, int waiter, Datum *tokens, Datum *pids)
 		first--;
 	token_list = palloc(sizeof(Datum) * (waiter - first + 1));
 	pid_list = palloc(sizeof(Datum) * (waiter - first + 1));
-	if (row->barred && row->position > 0)
+	if (row->barred && row->position > 0 && dl_barrier_is_held(&row->key, row->lease.mode))
 		pid_list[npids++] = Int32GetDatum(0);
 	for (int i = first; i < waiter && row->position > 0 && !row->lease.ready; i++)
 	{
