@@ -58,6 +58,19 @@ apt_install()
 	}
 }
 
+# Where this Debian gets its packages from.
+debian_mirror()
+{
+	local codename
+	local mirror
+
+	codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+	mirror=$(apt-get indextargets --format '$(SITE) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
+		sed -n "s/ $codename main$//p" | head -n 1)
+	[ -n "$mirror" ] || die "could not tell from which mirror this Debian was installed"
+	echo "$mirror"
+}
+
 # What the package "postgresql" of this Debian stands for; nothing if the
 # package lists have not been fetched yet.
 default_version()

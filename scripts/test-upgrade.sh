@@ -24,9 +24,7 @@ add_source_of()
 		15) suite=bookworm ;;
 		*) die "this Debian does not carry postgresql-$1" ;;
 	esac
-	mirror=$(apt-get indextargets --format '$(SITE) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
-		sed -n "s/ $(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release) main$//p" | head -n 1)
-	[ -n "$mirror" ] || die "could not tell from which mirror this Debian was installed"
+	mirror=$(debian_mirror)
 	say "postgresql-$1 comes from $suite, for this run only"
 	mkdir "$work/sources"
 	cp /etc/apt/sources.list "$work/sources/own.list" 2>/dev/null || true

@@ -80,9 +80,19 @@ for suite in "${suites[@]}"; do
 done
 
 begin
-apt_install libipc-run-perl "postgresql-$PG_VERSION-pgtap" \
-	libtap-parser-sourcehandler-pgtap-perl pgbouncer \
-	python3-psycopg python3-psycopg2 default-jdk-headless libpostgresql-jdbc-java
+packages=()
+for suite in "${suites[@]}"; do
+	case $suite in
+		pgtap)
+			packages+=("postgresql-$PG_VERSION-pgtap" libtap-parser-sourcehandler-pgtap-perl)
+			;;
+		tap)
+			packages+=(libipc-run-perl pgbouncer python3-psycopg python3-psycopg2
+				default-jdk-headless libpostgresql-jdbc-java)
+			;;
+	esac
+done
+apt_install ${packages[@]+"${packages[@]}"}
 build_and_install
 pgxs=$("$pg_bin/pg_config" --pkglibdir)/pgxs
 cd "$work/tree"

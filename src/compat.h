@@ -171,6 +171,20 @@ dl_sync_standbys_lack(XLogRecPtr lsn)
 	return lack;
 }
 
+/* What is put on a page. */
+#if PG_VERSION_NUM >= 190000
+#define DL_ITEM(data)	((const void *) (data))
+#else
+#define DL_ITEM(data)	((Item) (data))
+#endif
+
+/* Scan all of a relation. */
+#if PG_VERSION_NUM >= 190000
+#define dl_table_beginscan(rel, snapshot)	table_beginscan(rel, snapshot, 0, NULL, 0)
+#else
+#define dl_table_beginscan(rel, snapshot)	table_beginscan(rel, snapshot, 0, NULL)
+#endif
+
 /* In which file is this relation? */
 #if PG_VERSION_NUM >= 160000
 #define dl_file_of(rel) ((rel)->rd_locator.relNumber)

@@ -86,7 +86,7 @@ tuple_data(Page page, OffsetNumber offset)
 static ItemPointerData
 find_row(Relation control)
 {
-	TableScanDesc scan = table_beginscan(control, SnapshotSelf, 0, NULL);
+	TableScanDesc scan = dl_table_beginscan(control, SnapshotSelf);
 	TupleTableSlot *slot = table_slot_create(control, NULL);
 	ItemPointerData tid;
 

@@ -223,7 +223,7 @@ dl_page_format(Relation rel, Buffer buffer)
 	for (OffsetNumber offset = FirstOffsetNumber; offset <= DL_SLOTS_PER_PAGE; offset++)
 	{
 		make_header(&slot.header, BufferGetBlockNumber(buffer), offset);
-		if (PageAddItem(page, (Item) slot.data, sizeof(slot.data), offset, false, false) != offset)
+		if (PageAddItem(page, DL_ITEM(slot.data), sizeof(slot.data), offset, false, false) != offset)
 			elog(ERROR, "could not lay down slot %u of the lease table", offset);
 	}
 	GenericXLogFinish(state);
