@@ -243,6 +243,7 @@ ask(Acquire *acquire)
 	}
 	else
 	{
+		acquire->stored = false;
 		request->entered = false;
 		acquire->self = releases_itself(acquire);
 		acquire->verdict = acquire->self ? DL_BUSY :
@@ -568,7 +569,6 @@ see_to_it(Acquire *acquire)
 			/* We came too late; join the queue again, if there is time. */
 			request->may_wait = acquire->may_wait && !time_is_over(acquire);
 			request->again = true;
-			acquire->stored = false;
 			break;
 		case DL_FULL:
 			if (acquire->swept)
@@ -649,7 +649,6 @@ dl_acquire(const DlExtension *extension, DlRequest *request, int64 wait, bool tr
 	request->again = false;
 	request->pass = DL_PASS_NONE;
 	request->barred = 0;
-	dl_txn_reserve(request->nkeys);
 	for (int i = 0; i < request->nkeys; i++)
 		acquire.partitions |= UINT32_C(1) << dl_partition_of(request->keys[i].hash);
 
@@ -662,6 +661,7 @@ dl_acquire(const DlExtension *extension, DlRequest *request, int64 wait, bool tr
 	{
 		bool		done;
 
+		dl_txn_reserve(request->nkeys);
 		ask(&acquire);
 		if (request->pass == DL_PASS_HELD)
 		{

@@ -131,6 +131,7 @@ dl_engine_stored(DlLease *lease, uint64 serial, int64 ttl)
 {
 	if (lease->serial != serial || lease->image == NULL)
 		return;
+	Assert(lease->image->state == DL_IMAGE_KEPT);
 	lease->flushed = true;
 	lease->image->ttl = Max(lease->image->ttl, ttl);
 }

@@ -63,6 +63,32 @@ sub end_all
 
 # ---- The reply is lost ----
 
+# The lease is granted to a session that is stopped before it can tell, and its
+# TTL is over as soon as another tells.  That one asks anew, with as many leases in
+# its transaction as there was room for at first.
+{
+	my ($victim, $again) = map { session($node) } 1 .. 2;
+	my $held = value(q{SELECT distlock_acquire('a', '1h')});
+	my $token;
+
+	$victim->send(q{SELECT distlock_acquire('a', '1 us', request_id => 'r')});
+	wait_for_queue($node, 'a', 1);
+	freeze_waiter($node, $victim->pid);
+	$again->run('BEGIN');
+	$again->run(
+		q{SELECT count(distlock_acquire('fill ' || n, durable => false)) FROM generate_series(1, 63) n});
+	value("SELECT distlock_release('a', $held)");
+	$token = $again->run(acquire_sql('a', 'r'));
+	is($again->run(q{SELECT token || ' ' || ttl FROM distlock_images WHERE name = 'a'}),
+		"$token 01:00:00", 'over when it is told: what is granted next is on disk');
+	$again->run('COMMIT');
+	thaw($victim->pid);
+	like($victim->error, qr/ERROR:  55P03/, 'and the first is told that it was replaced');
+	is(leases('a'), $token, 'one lease is held');
+	$_->quit foreach $victim, $again;
+	end_all();
+}
+
 # The lease is granted to a client that is not there to read it any more.
 {
 	my ($holder, $victim) = map { session($node) } 1 .. 2;
