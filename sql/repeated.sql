@@ -58,12 +58,15 @@ SELECT pg_temp.error_of(statement) FROM (VALUES
     ('SELECT distlock_acquire_all(''{a,b}'', request_id => ''r'')'),
     ('SELECT distlock_acquire(''a'', request_id => ''r'')'),
     ('SELECT distlock_acquire_all(''{a,b,c,d}'', request_id => ''r'')')) AS s (statement);
--- What is left of it when one is released is another request.
+-- What is left of it when one is released is another request, and given up when
+-- it is made again.
 SELECT distlock_release('b', :token);
-SELECT pg_temp.error_of('SELECT distlock_acquire_all(''{b,a,c}'', request_id => ''r'')');
-SELECT distlock_acquire_all('{c,a}', request_id => 'r') = :token;
-SELECT distlock_release_all('{a,c}', :token);
-SELECT distlock_acquire_all('{a,b,c}', request_id => 'r') > :token;
+SELECT pg_temp.error_of('SELECT distlock_acquire_all(''{c,a}'', request_id => ''r'')');
+SELECT distlock_check_all('{a,c}', :token);
+SELECT distlock_acquire_all('{b,a,c}', request_id => 'r') AS again \gset
+SELECT :again > :token, distlock_check('a', :token), distlock_check_all('{a,b,c}', :again);
+SELECT distlock_renew('b', :again, '1 us') IS NOT NULL, pg_sleep(0.01) IS NOT NULL;
+SELECT distlock_acquire_all('{a,b,c}', request_id => 'r') > :again, distlock_check('a', :again);
 CALL pg_temp.clear();
 
 -- One of several permits

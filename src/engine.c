@@ -138,7 +138,6 @@ dl_tell(DlEngine *engine, DlLease *lease, int64 now, TimestampTz wall, DlEffects
 
 	Assert(lease->state == DL_GRANTED);
 	lease->state = DL_LIVE;
-	lease->nparts = 1;
 	lease->open = true;
 	dl_set_deadline(dl_partition_at(engine, hash), lease, dl_deadline_after(now, lease->ttl));
 	lease->told_at = now;
@@ -294,7 +293,6 @@ dl_engine_renew(DlEngine *engine, DlLease *lease, int64 ttl, int64 now,
 		lease->bucket = bucket;
 	}
 	lease->ttl = ttl;
-	lease->nparts = 1;
 	dl_set_deadline(part, lease, dl_deadline_after(now, ttl));
 	lease->renewals++;
 	part->counters.renewed++;

@@ -217,7 +217,7 @@ typedef struct DlLease
 	bool		in_backend;
 	bool		passing;		/* waiting: off to pass the lock's barrier */
 	bool		bridging;		/* waiting: has yet to take an advisory lock */
-	uint8		nparts;			/* records of the request, until told or renewed */
+	uint8		nparts;			/* records of the request */
 	bool		ready;			/* waiting, one of several: could be granted */
 	bool		asleep;			/* likewise: to be woken when it is ready */
 	bool		open;			/* live: the transaction that acquired it is */
@@ -501,7 +501,7 @@ extern void dl_engine_overtake(DlEngine *engine, DlLease *lease, DlLease *before
 							   int64 now, DlEffects *fx);
 extern DlLock *dl_engine_watch(DlEngine *engine, const DlKey *key, DlSupply *supply,
 							   int backend);
-extern void dl_engine_unwatch(DlEngine *engine, int backend);
+extern void dl_engine_unwatch(DlEngine *engine, int backend, DlEffects *fx);
 extern int64 dl_engine_newest(DlEngine *engine, DlLock *lock, int64 now,
 							  int64 *deadline, DlEffects *fx);
 extern DlImage *dl_engine_find_image(DlEngine *engine, const DlKey *key,

@@ -323,7 +323,7 @@ distlock_renew(PG_FUNCTION_ARGS)
 	DlExtension extension = begin_with_key(fcinfo, "distlock_renew()", &key);
 	int64		token = dl_arg_token(fcinfo, 1);
 
-	return expiry(dl_lease_renew(&extension, &key, token, dl_arg_ttl(fcinfo, 2, 0), false));
+	return expiry(dl_lease_renew(&extension, &key, token, dl_arg_ttl(fcinfo, 2, DL_KEEP_TTL), false));
 }
 
 Datum
@@ -362,7 +362,7 @@ distlock_renew_all(PG_FUNCTION_ARGS)
 	int			nkeys;
 	DlExtension extension = begin_with_keys(fcinfo, "distlock_renew_all()", &keys, &nkeys);
 	int64		token = dl_arg_token(fcinfo, 1);
-	int64		ttl = dl_arg_ttl(fcinfo, 2, 0);
+	int64		ttl = dl_arg_ttl(fcinfo, 2, DL_KEEP_TTL);
 	int64		least = DL_FOREVER;
 
 	for (int i = 0; i < nkeys; i++)

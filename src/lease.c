@@ -254,7 +254,7 @@ dl_lease_require(const DlKey *key, int64 token)
 }
 
 /*
- * Renew a lease.  A ttl of 0 means the one it has.  Returns what is left in
+ * Renew a lease.  A ttl of 0 means none.  Returns what is left in
  * microseconds, DL_FOREVER without TTL.  When there is no such lease any more,
  * throws LK001, or returns 0 if "missing_ok"; throws 42501 when it is somebody
  * else's.
@@ -290,7 +290,7 @@ dl_lease_renew(const DlExtension *extension, const DlKey *key, int64 token,
 			stored = dl_store_write(extension, key, &lease, &serial, 1, ttl);
 			continue;
 		}
-		if (!dl_engine_renew(dl_shared->engine, lease, ttl == 0 ? lease->ttl : ttl, now, &fx))
+		if (!dl_engine_renew(dl_shared->engine, lease, ttl == DL_KEEP_TTL ? lease->ttl : ttl, now, &fx))
 		{
 			dl_lease_unlock(partition, &fx);
 			dl_supply_refill(extension, fx.wanted);

@@ -22,6 +22,9 @@ typedef enum DlLoss
 	DL_LOST_AT_COMMIT,
 } DlLoss;
 
+/* As "ttl" of dl_lease_renew(): the one that the lease has. */
+#define DL_KEEP_TTL		(-1)
+
 extern int64 dl_lease_renew(const DlExtension *extension, const DlKey *key,
 							int64 token, int64 ttl, bool missing_ok);
 extern void dl_lease_require(const DlKey *key, int64 token);

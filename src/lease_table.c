@@ -109,7 +109,7 @@ dl_image_fill(DlImageData *image, const DlLease *lease, int64 ttl)
 	image->database = key->database;
 	image->owner = lease->owner;
 	image->limit = lease->lock->limit;
-	image->nparts = lease->state == DL_LIVE ? 1 : lease->nparts;
+	image->nparts = lease->nparts;
 	strcpy(image->holder, lease->holder);
 	strcpy(image->request_id, lease->request_id);
 	memcpy(image->name, key->name, key->len);

@@ -39,7 +39,7 @@ typedef struct DlImageData
 	Oid			database;		/* a copied database ignores what it finds */
 	Oid			owner;
 	int32		limit;			/* of a semaphore, or 0 */
-	int32		nparts;			/* images of the request; 1 if it has been told */
+	int32		nparts;			/* images of the request */
 	char		holder[DL_HOLDER_MAX + 1];
 	char		request_id[DL_REQUEST_ID_MAX + 1];	/* empty: none */
 	char		name[DL_NAME_MAX + 1];

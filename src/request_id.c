@@ -116,30 +116,26 @@ is_same_request(const DlRequest *request, const DlLease *lease)
 {
 	return lease->mode == request->mode && lease->scope == request->scope &&
 		lease->lock->limit == request->limit && lease->durable == request->durable &&
-		(lease->state == DL_LIVE || lease->nparts == request->nkeys);
+		lease->nparts == request->nkeys;
 }
 
 /*
- * Has a crash brought back some of its leases only?  It came before all images
- * were written, so nobody has been told of them.  Or else one was released alone,
- * but then nobody makes the request again in order to learn of it.
+ * Have some of its leases ended, alone, or did a crash that came before all images
+ * were written bring back the others only?
  */
 static bool
-is_torn(const DlRequest *request, DlLease **leases)
+has_ended_in_part(const DlRequest *request, DlLease **leases)
 {
-	bool		torn = false;
+	bool		ended = false;
 
 	for (int i = 0; i < request->nkeys; i++)
 	{
-		const DlLease *lease = leases[i];
-
-		if (lease == NULL)
-			torn = true;
-		else if (lease->state != DL_LIVE || lease->nparts != request->nkeys ||
-				 !is_same_request(request, lease))
+		if (leases[i] == NULL)
+			ended = true;
+		else if (leases[i]->state != DL_LIVE || !is_same_request(request, leases[i]))
 			return false;
 	}
-	return torn;
+	return ended;
 }
 
 /*
@@ -168,11 +164,12 @@ dl_id_find(DlEngine *engine, DlRequest *request, int64 now, DlLease **leases,
 		return DL_AGAIN;
 	if (foreign)
 		return foreign_deadline <= now ? DL_EXPIRED_ID : DL_OTHER_REQUEST;
-	if (is_torn(request, leases))
+	if (has_ended_in_part(request, leases))
 	{
+		/* It is a new request, and gives up what is left of the old one. */
 		for (int i = 0; i < request->nkeys; i++)
 			if (leases[i] != NULL)
-				dl_engine_end(engine, leases[i], DL_UNDONE, now, fx);
+				dl_engine_end(engine, leases[i], DL_RELEASED, now, fx);
 		return DL_AGAIN;
 	}
 	for (int i = 0; i < request->nkeys; i++)

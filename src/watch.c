@@ -41,7 +41,7 @@ dl_watch_abandon(void)
 		return;
 	watched = -1;
 	dl_partition_lock(partition, LW_EXCLUSIVE);
-	dl_engine_unwatch(dl_shared->engine, dl_my_backend());
+	dl_engine_unwatch(dl_shared->engine, dl_my_backend(), &fx);
 	dl_partition_unlock(partition, &fx);
 }
 
@@ -99,7 +99,7 @@ dl_watch(const DlExtension *extension, const DlKey *key, int64 token, int64 wait
 				timer += DL_FALLBACK_USECS;
 			if (done)
 			{
-				dl_engine_unwatch(engine, backend);
+				dl_engine_unwatch(engine, backend, &fx);
 				watched = -1;
 			}
 		}

@@ -34,9 +34,13 @@ dl_engine_watch(DlEngine *engine, const DlKey *key, DlSupply *supply, int backen
 	return lock;
 }
 
-/* The backend watches no more.  Needs the partition of what it watched locked. */
+/*
+ * The backend watches no more.  Needs the partition of what it watched locked.
+ * The first of those who watch a lock looks at its deadline, so if that was this
+ * one, the next is woken to do so.
+ */
 void
-dl_engine_unwatch(DlEngine *engine, int backend)
+dl_engine_unwatch(DlEngine *engine, int backend, DlEffects *fx)
 {
 	DlWatcher  *watcher = &engine->watchers[backend];
 	DlLock	   *lock = watcher->lock;
@@ -44,6 +48,10 @@ dl_engine_unwatch(DlEngine *engine, int backend)
 	if (lock == NULL)
 		return;
 	watcher->lock = NULL;
+	if (dlist_head_node(&lock->watchers) == &watcher->link &&
+		dlist_has_next(&lock->watchers, &watcher->link))
+		dl_wake(fx, dlist_container(DlWatcher, link,
+									dlist_next_node(&lock->watchers, &watcher->link))->backend);
 	dlist_delete(&watcher->link);
 	dl_lock_drop_unused(engine, lock);
 }

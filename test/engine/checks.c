@@ -598,12 +598,20 @@ is_news_of_ready(const DlLease *record, bool was_ready)
 	return record->ready && !was_ready;
 }
 
+/* Of those who watch its lock: it looks at the deadline. */
+static bool
+is_first_watcher(const Session *session)
+{
+	return session->watched->nwatchers > 0 && session->watched->watchers[0] == session - sessions;
+}
+
 /* Has the session a reason to come? */
 static bool
 has_news(const Session *session)
 {
 	if (session->watched != NULL)
-		return session->watched->news || engine->watchers[session - sessions].lock == NULL;
+		return session->watched->news || engine->watchers[session - sessions].lock == NULL ||
+			(is_first_watcher(session) && !session->first_watcher);
 	if (session->claims[0] == NULL)
 		return false;
 	if (is_replaced(session))
@@ -658,7 +666,7 @@ check_watcher(const Session *session)
 		   (int) (session - sessions), newest);
 	if (deadline < DL_FOREVER)
 		verify(CHECK_WATCH, session->sleep_until <=
-			   deadline + (session->first_watcher ? 0 : DL_FALLBACK_USECS),
+			   deadline + (is_first_watcher(session) ? 0 : DL_FALLBACK_USECS),
 			   "backend %d watches until long after the lease expires", (int) (session - sessions));
 }
 

@@ -559,9 +559,9 @@ main(int argc, char **argv)
 	printf("# images written %lld, of leases that had ended %lld, longer %lld, cleared %lld, overwritten by others %lld; sessions failed meanwhile %lld\n",
 		   (long long) events.written, (long long) events.unwritten, (long long) events.rewritten,
 		   (long long) events.cleared, (long long) events.missed, (long long) events.failed);
-	printf("# crashes %lld, records lost %lld, leases brought back %lld, images with a successor %lld, torn requests made again %lld, databases that did not fit %lld, a server of their own %lld; renewals refused %lld\n",
+	printf("# crashes %lld, records lost %lld, leases brought back %lld, images with a successor %lld, partly ended requests made again %lld, databases that did not fit %lld, a server of their own %lld; renewals refused %lld\n",
 		   (long long) events.crashes, (long long) events.lost, (long long) events.recovered,
-		   (long long) events.superseded, (long long) events.torn, (long long) events.unfit,
+		   (long long) events.superseded, (long long) events.partly, (long long) events.unfit,
 		   (long long) events.too_many, (long long) events.renewals_refused);
 	seed = 0;
 	if (scenes)

@@ -154,7 +154,7 @@ typedef struct Events
 	int64		too_many;		/* not even with no others there */
 	int64		several;		/* requests for several locks told */
 	int64		helped;			/* granted by those behind */
-	int64		torn;			/* by a crash, and made again */
+	int64		partly;			/* ended, and made again */
 	int64		moved;			/* leases told again to another session */
 	int64		undone;			/* transactions rolled back */
 	int64		overtaken;

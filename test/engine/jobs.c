@@ -378,7 +378,7 @@ place(Job *job)
 		job->image.lock = claim->lock;
 		job->image.mode = claim->mode;
 		job->image.limit = claim->limit;
-		job->image.nparts = claim->state == DL_LIVE ? 1 : claim->nparts;
+		job->image.nparts = claim->nparts;
 		job->image.owner = claim->owner;
 		strcpy(job->image.request_id, claim->request_id);
 		job->image.token = claim->token;

@@ -287,7 +287,6 @@ tell(Claim *claim)
 	model.earliest = Min(model.earliest, claim->deadline);
 	counters_of(claim->lock)->acquired++;
 	*told = Max(*told, claim->token);
-	claim->nparts = 1;
 	claim->undoer = claim->backend;
 	claim->lock->news = true;
 }
@@ -417,9 +416,18 @@ model_adopt(Claim *claim, const DlRequest *request)
 		claim->undoer = request->backend;
 }
 
-/* Are these all live leases of the request after a crash, but not all there were? */
+/* Would these be leases of the request, if all of them are there? */
 static bool
-is_torn(const DlRequest *request, Claim **claims)
+is_of_request(const Claim *claim, const DlRequest *request)
+{
+	return claim->mode == request->mode && claim->scope == request->scope &&
+		claim->limit == request->limit && claim->durable == request->durable &&
+		claim->nparts == request->nkeys;
+}
+
+/* Are they live, and some of them over? */
+static bool
+has_ended_in_part(const DlRequest *request, Claim **claims)
 {
 	int			n = 0;
 
@@ -427,9 +435,7 @@ is_torn(const DlRequest *request, Claim **claims)
 	{
 		if (claims[i] == NULL)
 			continue;
-		if (claims[i]->state != DL_LIVE || claims[i]->nparts != request->nkeys ||
-			claims[i]->mode != request->mode || claims[i]->scope != request->scope ||
-			claims[i]->limit != request->limit || claims[i]->durable != request->durable)
+		if (claims[i]->state != DL_LIVE || !is_of_request(claims[i], request))
 			return false;
 		n++;
 	}
@@ -475,21 +481,22 @@ repeat(const DlRequest *request, ModelLock **locks, Claim **claims)
 		return expired ? DL_EXPIRED_ID : DL_OTHER_REQUEST;
 	if (nfound == 0)
 		return DL_AGAIN;
-	if (is_torn(request, claims))
+	if (has_ended_in_part(request, claims))
 	{
 		for (int i = 0; i < request->nkeys; i++)
+		{
 			if (claims[i] != NULL)
-				model_end(claims[i], DL_UNDONE);
-		events.torn++;
+				model_end(claims[i], DL_RELEASED);
+			claims[i] = NULL;
+		}
+		events.partly++;
 		return DL_AGAIN;
 	}
 	for (int i = 0; i < request->nkeys; i++)
 	{
 		model.other = locks[i];
-		if (claims[i] == NULL || claims[i]->mode != request->mode ||
-			claims[i]->scope != request->scope || claims[i]->limit != request->limit ||
-			claims[i]->durable != request->durable || claims[i]->token != claims[0]->token ||
-			(claims[i]->state != DL_LIVE && claims[i]->nparts != request->nkeys))
+		if (claims[i] == NULL || !is_of_request(claims[i], request) ||
+			claims[i]->token != claims[0]->token)
 			return DL_OTHER_REQUEST;
 		nlive += claims[i]->state == DL_LIVE;
 	}
@@ -940,7 +947,6 @@ model_renew(Claim *claim, int64 ttl)
 	claim->bucket = bucket;
 	claim->ttl = ttl;
 	claim->deadline = deadline_after(ttl);
-	claim->nparts = 1;
 	claim->renewals++;
 	counters_of(claim->lock)->renewed++;
 	if (claim->deadline < before)

@@ -523,7 +523,7 @@ unwatch(Session *session)
 	begin_operation("unwatch by backend", session - sessions, 0);
 	if (engine->watchers[session - sessions].lock != NULL)
 		model_unwatch(lock, session - sessions);
-	dl_engine_unwatch(engine, session - sessions);
+	dl_engine_unwatch(engine, session - sessions, &fx);
 	session->watched = NULL;
 	finish_in(UINT32_C(1) << model_partition(lock), &fx, session - sessions);
 }
