@@ -34,8 +34,8 @@
 #include "wait.h"
 
 /*
- * Where nobody who might wait for us is in our way, look for a deadlock so many
- * times less often.
+ * Of so many looks for a deadlock one follows the queues.  Where nobody who might
+ * wait for us is in our way, no other is of any use.
  */
 #define SELDOM	10
 
@@ -71,6 +71,7 @@ typedef struct Acquire
 	bool		swept;
 	int64		queued_since;	/* 0: never */
 	int64		check_at;		/* when to look for a deadlock */
+	int			nchecks;		/* since that followed the queues */
 	int			ahead;			/* backend right ahead that may have stopped */
 	int64		help_at;		/* when to see to that */
 	int			logged;			/* key that log_lock_waits has said we wait for, -1: none */
@@ -423,7 +424,16 @@ check_wait(Acquire *acquire)
 		acquire->logged = acquire->obstructed;
 		log_wait(acquire, false);
 	}
-	acquire->check_at = acquire->now + (dl_deadlock_check() ? pause : SELDOM * pause);
+	if (dl_deadlock_check(acquire->nchecks == 0))
+	{
+		acquire->nchecks = (acquire->nchecks + 1) % SELDOM;
+		acquire->check_at = acquire->now + pause;
+	}
+	else
+	{
+		acquire->nchecks = 0;
+		acquire->check_at = acquire->now + SELDOM * pause;
+	}
 }
 
 /* Give up what keeps the barriers of these keys from coming back. */

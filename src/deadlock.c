@@ -3,11 +3,12 @@
  * deadlock.c
  *	  Finding cycles of sessions that wait for each other.
  *
- * A session waits for another if that one holds a lease which ends no earlier
- * than its session or open transaction, stands ahead of it in a queue, or holds
- * one of PostgreSQL's own locks that it waits for.  A lease of scope lease is
- * nobody's in this sense, once the transaction that acquired it has ended: its
- * session may serve somebody else by now.
+ * A session waits for another if that one holds a lease of scope session or
+ * transaction, or of a transaction that is open, stands ahead of it in a queue, or
+ * holds one of PostgreSQL's own locks that it waits for.  That such a lease may have
+ * a TTL is no hope worth waiting for.  A lease of scope lease is nobody's in this
+ * sense, once the transaction that acquired it has ended: its session may serve
+ * somebody else by now.
  *
  * What a session needs is put as terms: all of them have to come true.  A term
  * is a list of sessions, any one of which may make it true by going on.  Mostly
@@ -21,11 +22,15 @@
  * see whether it is gone when the two change places; if that leaves another cycle,
  * whether that one can be broken in the same way, and so on.
  *
- * What is looked at changes meanwhile, since nothing is locked for long.  So we
- * look twice, and believe what has stayed the same: the waits of the cycle, and
- * what they wait for, then were there at the same time.  The deadlock lock sees
- * to it that of several sessions that would find the same cycle the first breaks
- * it.
+ * What is looked at changes meanwhile, since nothing is locked for long.  So when
+ * there is a cycle we look twice more, and believe what has stayed the same: the
+ * waits of the cycle, and what they wait for, then were there at the same time.  The
+ * deadlock lock sees to it that of several sessions that would find the same cycle
+ * the first breaks it.
+ *
+ * Whoever waits looks again and again, since a wait for one of PostgreSQL's locks
+ * may close a cycle later.  To follow the queues as well, where each may stand
+ * behind many, is left to the first look and to every tenth.
  *
  *-------------------------------------------------------------------------
  */
@@ -66,6 +71,7 @@ typedef struct Term
 	uint64		serial;
 	int			partition;
 	DlLease    *ahead;			/* soft: request that stands ahead */
+	int			dropped;		/* by so many changes */
 	int			name;			/* where the name of the lock is in "names" */
 	DlMode		mode;
 	LOCKTAG		tag;			/* of another lock */
@@ -91,17 +97,24 @@ typedef struct Step
 	int			blocker;
 } Step;
 
-/*
- * A request that goes ahead of another one: it waits for none of those ahead of
- * it any more, and that one waits for it.
- */
+/* A request that is overtaken, and waits for the one that goes ahead. */
+typedef struct Overtaken
+{
+	DlLease    *lease;
+	int			node;			/* whose it is */
+	int			by;				/* node */
+} Overtaken;
+
+/* A request that goes ahead of another one, and of all in between. */
 typedef struct Change
 {
 	const Term *term;			/* of the request; soft */
 	int			node;			/* whose it is */
-	DlLease    *ahead;
+	DlLease    *ahead;			/* that one */
 	uint64		ahead_serial;
-	int			behind;			/* node of that one */
+	int			ahead_node;
+	bool		right_ahead;	/* it waits for what that one waits for */
+	int			novertaken;		/* before this change */
 } Change;
 
 /* More than that need not be tried, nor so many together. */
@@ -127,7 +140,11 @@ typedef struct Graph
 	int			nsteps;
 	Change		changes[MAX_CHANGES];
 	int			nchanges;
+	Overtaken  *overtaken;		/* by all changes */
+	int			novertaken;
+	int			max_overtaken;
 	int			ntries;
+	bool		queues;			/* also look at who stands ahead of whom */
 	bool		bound;			/* we wait for somebody who might wait for us */
 } Graph;
 
@@ -313,7 +330,8 @@ add_waits(Graph *graph, int backend, int partition)
 		strcpy(graph->names + name, lease->lock->key.name);
 		graph->names_len += lease->lock->key.len + 1;
 		add_leases(graph, partition, lease, name);
-		add_requests_ahead(graph, partition, lease, name);
+		if (graph->queues)
+			add_requests_ahead(graph, partition, lease, name);
 	}
 	dl_partition_unlock(partition, &fx);
 }
@@ -381,9 +399,9 @@ expand(Graph *graph, int i)
 		}
 }
 
-/* Look at all who can be reached from us. */
+/* Look at all who can be reached from us, with "queues" also by who stands ahead. */
 static Graph *
-build_graph(void)
+build_graph(bool queues)
 {
 	Graph	   *graph = palloc0(sizeof(Graph));
 	int			me = dl_my_backend();
@@ -394,6 +412,8 @@ build_graph(void)
 	graph->terms = palloc(sizeof(Term));
 	graph->blockers = palloc(sizeof(Blocker));
 	graph->names = palloc(1);
+	graph->overtaken = palloc(sizeof(Overtaken));
+	graph->queues = queues;
 	memset(graph->node_of, -1, MaxBackends * sizeof(int));
 	add_node(graph, me);
 	for (int i = 0; i < graph->nnodes; i++)
@@ -410,9 +430,8 @@ is_dead_term(const Graph *graph, int t)
 {
 	const Term *term = &graph->terms[t];
 
-	for (int c = 0; c < graph->nchanges && term->soft; c++)
-		if (term->lease == graph->changes[c].term->lease)
-			return false;
+	if (term->dropped > 0)
+		return false;
 	for (int b = 0; b < term->n; b++)
 	{
 		int			node = graph->blockers[term->first + b].node;
@@ -423,6 +442,19 @@ is_dead_term(const Graph *graph, int t)
 	return term->n > 0;
 }
 
+/* Is what stands ahead of the request that a change goes ahead of? */
+static bool
+is_queue_dead(const Graph *graph, const Change *change)
+{
+	const Waiter *node = &graph->nodes[change->ahead_node];
+
+	for (int t = node->first; t < node->first + node->n; t++)
+		if (graph->terms[t].soft && graph->terms[t].lease == change->ahead &&
+			is_dead_term(graph, t))
+			return true;
+	return false;
+}
+
 static bool
 is_dead_node(const Graph *graph, int i)
 {
@@ -431,8 +463,12 @@ is_dead_node(const Graph *graph, int i)
 	for (int t = node->first; t < node->first + node->n; t++)
 		if (is_dead_term(graph, t))
 			return true;
+	for (int o = 0; o < graph->novertaken; o++)
+		if (i == graph->overtaken[o].node && graph->nodes[graph->overtaken[o].by].dead)
+			return true;
 	for (int c = 0; c < graph->nchanges; c++)
-		if (i == graph->changes[c].behind && graph->nodes[graph->changes[c].node].dead)
+		if (i == graph->changes[c].node && graph->changes[c].right_ahead &&
+			is_queue_dead(graph, &graph->changes[c]))
 			return true;
 	return false;
 }
@@ -447,7 +483,8 @@ solve(Graph *graph)
 	while (changed)
 	{
 		changed = false;
-		for (int i = 0; i < graph->nnodes; i++)
+		/* Who waits for nobody was found last. */
+		for (int i = graph->nnodes - 1; i >= 0; i--)
 			if (graph->nodes[i].dead && !is_dead_node(graph, i))
 			{
 				graph->nodes[i].dead = false;
@@ -540,10 +577,88 @@ static bool
 is_helped(const Graph *graph)
 {
 	for (int c = 0; c < graph->nchanges; c++)
-		if (graph->nodes[graph->changes[c].node].dead ||
-			graph->nodes[graph->changes[c].behind].dead)
+		if (graph->nodes[graph->changes[c].node].dead)
+			return false;
+	for (int o = 0; o < graph->novertaken; o++)
+		if (graph->nodes[graph->overtaken[o].node].dead)
 			return false;
 	return !graph->nodes[0].dead;
+}
+
+static void
+note_overtaken(Graph *graph, DlLease *lease, int node, int by)
+{
+	if (node < 0)
+		return;
+	if (graph->novertaken == graph->max_overtaken)
+	{
+		graph->max_overtaken = 2 * graph->max_overtaken + 16;
+		graph->overtaken = repalloc(graph->overtaken, graph->max_overtaken * sizeof(Overtaken));
+	}
+	graph->overtaken[graph->novertaken++] =
+		(Overtaken) {.lease = lease,.node = node,.by = by};
+}
+
+/*
+ * Its request does not wait any more, or does again, for those that the last
+ * change overtakes.  Returns whether it still waits for one ahead of them.
+ */
+static bool
+drop_terms(Graph *graph, int by)
+{
+	const Change *change = &graph->changes[graph->nchanges - 1];
+	const Waiter *node = &graph->nodes[change->node];
+	bool		left = false;
+
+	for (int t = node->first; t < node->first + node->n; t++)
+	{
+		Term	   *term = &graph->terms[t];
+		bool		overtakes = false;
+
+		if (!term->soft || term->lease != change->term->lease)
+			continue;
+		for (int o = change->novertaken; o < graph->novertaken && !overtakes; o++)
+			overtakes = graph->overtaken[o].lease == term->ahead;
+		if (overtakes)
+			term->dropped += by;
+		left = left || term->dropped == 0;
+	}
+	return left;
+}
+
+/*
+ * Have the request of step "from" go ahead of the one that step "to" waits for,
+ * all of them being in one queue.
+ */
+static void
+add_change(Graph *graph, const Step *steps, int from, int to)
+{
+	Change	   *change = &graph->changes[graph->nchanges++];
+
+	change->term = &graph->terms[steps[from].term];
+	change->node = steps[from].node;
+	change->ahead = graph->terms[steps[to].term].ahead;
+	change->ahead_serial = graph->blockers[steps[to].blocker].serial;
+	change->ahead_node = graph->blockers[steps[to].blocker].node;
+	change->novertaken = graph->novertaken;
+	for (int i = from; i <= to; i++)
+	{
+		const Term *term = &graph->terms[steps[i].term];
+
+		/* The terms of a request are in the order of the queue, the nearest first. */
+		for (const Term *t = term;
+			 t >= &graph->terms[graph->nodes[steps[i].node].first] && t->soft && t->lease == term->lease;
+			 t--)
+			note_overtaken(graph, t->ahead, graph->blockers[t->first].node, change->node);
+	}
+	change->right_ahead = !drop_terms(graph, 1);
+}
+
+static void
+take_back_change(Graph *graph)
+{
+	(void) drop_terms(graph, -1);
+	graph->novertaken = graph->changes[--graph->nchanges].novertaken;
 }
 
 /*
@@ -574,14 +689,10 @@ rearrange(Graph *graph)
 			last = &graph->terms[steps[++j].term];
 		if (graph->ntries++ == MOST_TRIES)
 			return false;
-		graph->changes[graph->nchanges++] = (Change) {
-			.term = term,.node = steps[i].node,.ahead = last->ahead,
-			.ahead_serial = graph->blockers[steps[j].blocker].serial,
-			.behind = graph->blockers[steps[j].blocker].node
-		};
+		add_change(graph, steps, i, j);
 		if (find_cycle(graph) ? rearrange(graph) : is_helped(graph))
 			return true;
-		graph->nchanges--;
+		take_back_change(graph);
 	}
 	return false;
 }
@@ -647,42 +758,44 @@ report(const Graph *graph)
 
 /*
  * This session, which waits in a queue, might be part of a deadlock.  If it is,
- * and cannot be helped, gives up what it waits for and throws.  Returns whether
- * that may change while nobody begins to wait for a lease: look again later.
- * Takes the deadlock lock, and under it partition locks and those of PostgreSQL's
+ * and cannot be helped, gives up what it waits for and throws.  Without "queues",
+ * cycles in which somebody only stands ahead of somebody are not seen.  Returns
+ * whether we wait for somebody who might come to wait for us.  Takes the deadlock
+ * lock if there is a cycle, and under it partition locks and those of PostgreSQL's
  * lock manager.
  */
 bool
-dl_deadlock_check(void)
+dl_deadlock_check(bool queues)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "distlock deadlock",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext outer = MemoryContextSwitchTo(context);
 	DlEffects	fx = DL_NO_EFFECTS;
-	Graph	   *graph;
-	bool		deadlock;
-	bool		bound;
+	Graph	   *graph = build_graph(queues);
+	bool		bound = graph->bound;
+	bool		deadlock = false;
 
-	LWLockAcquire(dl_shared->deadlock_lock, LW_EXCLUSIVE);
-	graph = build_graph();
-	deadlock = find_cycle(graph);
-	if (deadlock)
+	if (find_cycle(graph))
 	{
-		Graph	   *again = build_graph();
+		LWLockAcquire(dl_shared->deadlock_lock, LW_EXCLUSIVE);
+		graph = build_graph(true);
+		if (find_cycle(graph))
+		{
+			Graph	   *again = build_graph(true);
 
-		deadlock = find_cycle(again) && is_same_cycle(graph, again) && !help_ourselves(again);
+			deadlock = find_cycle(again) && is_same_cycle(graph, again) && !help_ourselves(again);
+		}
+		if (deadlock)
+		{
+			dl_acquire_abandon();
+			dl_partition_lock(0, LW_EXCLUSIVE);
+			dl_shared->engine->partitions[0].counters.deadlocks++;
+			dl_partition_unlock(0, &fx);
+		}
+		LWLockRelease(dl_shared->deadlock_lock);
 	}
-	if (deadlock)
-	{
-		dl_acquire_abandon();
-		dl_partition_lock(0, LW_EXCLUSIVE);
-		dl_shared->engine->partitions[0].counters.deadlocks++;
-		dl_partition_unlock(0, &fx);
-	}
-	LWLockRelease(dl_shared->deadlock_lock);
 	if (deadlock)
 		report(graph);
-	bound = graph->bound;
 	MemoryContextSwitchTo(outer);
 	MemoryContextDelete(context);
 	return bound;

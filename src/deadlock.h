@@ -8,6 +8,6 @@
 #ifndef DISTLOCK_DEADLOCK_H
 #define DISTLOCK_DEADLOCK_H
 
-extern bool dl_deadlock_check(void);
+extern bool dl_deadlock_check(bool queues);
 
 #endif							/* DISTLOCK_DEADLOCK_H */
