@@ -21,6 +21,7 @@ SELECT count(*) FROM distlock_waiters;
 
 -- Renewed together or alone
 SELECT distlock_renew_all('{c,a}', :token, '2 h') BETWEEN now() + interval '119 min' AND now() + interval '121 min';
+SELECT name, ttl FROM distlock_images WHERE token = :token ORDER BY name;
 SELECT distlock_renew('b', :token, '3 h') > now() + interval '2 h';
 -- The earliest expiry counts.
 SELECT distlock_renew_all('{a,b,c}', :token) BETWEEN now() + interval '119 min' AND now() + interval '121 min';

@@ -624,6 +624,9 @@ renew(const Acquire *acquire)
 {
 	const DlRequest *request = acquire->request;
 
+	if (!dl_lease_prepare(acquire->extension, request->keys, request->nkeys, acquire->token,
+						  request->ttl, true))
+		return false;
 	for (int i = 0; i < request->nkeys; i++)
 		if (dl_lease_renew(acquire->extension, &request->keys[i], acquire->token,
 						   request->ttl, true) == 0)

@@ -365,8 +365,7 @@ distlock_renew_all(PG_FUNCTION_ARGS)
 	int64		ttl = dl_arg_ttl(fcinfo, 2, DL_KEEP_TTL);
 	int64		least = DL_FOREVER;
 
-	for (int i = 0; i < nkeys; i++)
-		dl_lease_require(&keys[i], token);
+	(void) dl_lease_prepare(&extension, keys, nkeys, token, ttl, false);
 	for (int i = 0; i < nkeys; i++)
 	{
 		int64		remaining = dl_lease_renew(&extension, &keys[i], token, ttl, false);

@@ -242,15 +242,60 @@ lock_to_renew(const DlKey *key, int64 token, bool missing_ok, int64 *now,
 	return lease;
 }
 
-/* Throws as dl_lease_renew() would for this lease, and does nothing to it. */
-void
-dl_lease_require(const DlKey *key, int64 token)
+/* Does the disk say less than the holder is to be told? */
+static inline bool
+is_too_short(const DlLease *lease, int64 ttl)
 {
-	DlEffects	fx = DL_NO_EFFECTS;
-	int64		now;
+	return lease->image != NULL && lease->image->ttl < ttl;
+}
 
-	(void) lock_to_renew(key, token, false, &now, &fx);
-	dl_lease_unlock(dl_partition_of(key->hash), &fx);
+/*
+ * Before n leases are renewed: have the disk say of all what their holder is
+ * going to be told, with one flush.  When one of them is not there any more,
+ * throws LK001, or returns false if "missing_ok".  As dl_store_write().
+ */
+bool
+dl_lease_prepare(const DlExtension *extension, const DlKey *keys, int n, int64 token,
+				 int64 ttl, bool missing_ok)
+{
+	DlKey	   *stored = palloc(n * sizeof(DlKey));
+	DlLease    *leases[DL_KEYS_MAX];
+	uint64		serials[DL_KEYS_MAX];
+	int			nstored = 0;
+	bool		found = true;
+
+	for (int i = 0; i < n && found; i++)
+	{
+		DlEffects	fx = DL_NO_EFFECTS;
+		int64		now;
+		DlLease    *lease = lock_to_renew(&keys[i], token, missing_ok, &now, &fx);
+
+		found = lease != NULL;
+		if (found && is_too_short(lease, ttl))
+		{
+			stored[nstored] = keys[i];
+			leases[nstored] = lease;
+			serials[nstored++] = lease->serial;
+		}
+		dl_lease_unlock(dl_partition_of(keys[i].hash), &fx);
+	}
+	if (found && nstored > 0)
+	{
+		(void) dl_supply_for(extension, DL_DURABLE, dl_ttl_bucket(ttl));
+		if (!dl_store_write(extension, stored, leases, serials, nstored, ttl))
+			nstored = 0;
+		for (int i = 0; i < nstored; i++)
+		{
+			int			partition = dl_partition_of(stored[i].hash);
+			DlEffects	fx = DL_NO_EFFECTS;
+
+			dl_partition_lock(partition, LW_EXCLUSIVE);
+			dl_engine_stored(leases[i], serials[i], ttl);
+			dl_partition_unlock(partition, &fx);
+		}
+	}
+	pfree(stored);
+	return found;
 }
 
 /*
@@ -264,8 +309,6 @@ dl_lease_renew(const DlExtension *extension, const DlKey *key, int64 token,
 			   int64 ttl, bool missing_ok)
 {
 	int			partition = dl_partition_of(key->hash);
-	bool		stored = false;
-	uint64		serial = 0;
 
 	for (;;)
 	{
@@ -279,15 +322,10 @@ dl_lease_renew(const DlExtension *extension, const DlKey *key, int64 token,
 			dl_lease_unlock(partition, &fx);
 			return 0;
 		}
-		if (stored)
-			dl_engine_stored(lease, serial, ttl);
-		if (lease->image != NULL && lease->image->ttl < ttl)
+		if (is_too_short(lease, ttl))
 		{
-			/* The disk must not say less than the holder is told. */
-			serial = lease->serial;
 			dl_lease_unlock(partition, &fx);
-			(void) dl_supply_for(extension, DL_DURABLE, dl_ttl_bucket(ttl));
-			stored = dl_store_write(extension, key, &lease, &serial, 1, ttl);
+			(void) dl_lease_prepare(extension, key, 1, token, ttl, missing_ok);
 			continue;
 		}
 		if (!dl_engine_renew(dl_shared->engine, lease, ttl == DL_KEEP_TTL ? lease->ttl : ttl, now, &fx))

@@ -27,7 +27,8 @@ typedef enum DlLoss
 
 extern int64 dl_lease_renew(const DlExtension *extension, const DlKey *key,
 							int64 token, int64 ttl, bool missing_ok);
-extern void dl_lease_require(const DlKey *key, int64 token);
+extern bool dl_lease_prepare(const DlExtension *extension, const DlKey *keys, int n,
+							 int64 token, int64 ttl, bool missing_ok);
 extern bool dl_lease_release(const DlKey *key, int64 token);
 extern bool dl_lease_check(const DlKey *key, int64 token);
 extern int	dl_lease_force_release(const DlKey *key);
