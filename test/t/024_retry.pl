@@ -130,7 +130,15 @@ foreach my $end ('client killed', 'terminated')
 			$victim->send(acquire_sql($name, $name));
 			$victim->kill_client;
 		}
-		push @tokens, $killer->run(acquire_sql($name, $name));
+		# A server that comes to the first request later takes it for the second.
+		my ($stdout, $stderr);
+		do
+		{
+			$killer->send(acquire_sql($name, $name));
+			($stdout, $stderr) = $killer->get;
+		} while ($stderr =~ /55P03/);
+		is($stderr, '', "$name: no other error");
+		push @tokens, $stdout;
 		wait_until_ended($victim->pid);
 		push @expected, leases($name);
 		$_->quit foreach $victim, $killer;
