@@ -616,14 +616,17 @@ see_to_it(Acquire *acquire)
 }
 
 /*
- * The leases were told before, to us or to another session: start their time
- * anew.  Returns false if they have ended meanwhile.
+ * The leases were told before, to us or to another session, or a crash has brought
+ * them back: start their time anew.  Returns false if they have ended meanwhile.
  */
 static bool
 renew(const Acquire *acquire)
 {
 	const DlRequest *request = acquire->request;
 
+	/* A crash may have brought back an image of an earlier lease along with them. */
+	for (int i = 0; i < request->nkeys; i++)
+		dl_store_clear_leftovers(acquire->extension, &request->keys[i]);
 	if (!dl_lease_prepare(acquire->extension, request->keys, request->nkeys, acquire->token,
 						  request->ttl, true))
 		return false;

@@ -25,6 +25,7 @@
 #include "database.h"
 #include "distlock.h"
 #include "recovery.h"
+#include "store.h"
 #include "supply.h"
 
 /* Tells the lock of those who attach from advisory locks; see barrier.c. */
@@ -209,10 +210,11 @@ log_epoch(const Past *past, int64 floor)
 
 /*
  * Find the slot of our database, or take one, and bring slot and control row
- * up to date.  Needs the relations of the file locked; takes the token lock.
+ * up to date.  *lsn is where the row ends in the log.  Needs the relations of the
+ * file locked; takes the token lock.
  */
 static DlDatabase *
-settle_database(const DlControlFile *file, const DlRecovery *recovery)
+settle_database(const DlControlFile *file, const DlRecovery *recovery, XLogRecPtr *lsn)
 {
 	DlDatabase *database;
 	DlControl	control;
@@ -238,7 +240,7 @@ settle_database(const DlControlFile *file, const DlRecovery *recovery)
 					(int64) GetWALInsertionTimeLine()) << DL_EPOCH_SHIFT;
 	grace = settle_past(&control, &past, first);
 	control.lease_pages = Max(control.lease_pages, recovery->npages);
-	dl_supply_open(database, file, &control, floor, grace);
+	*lsn = dl_supply_open(database, file, &control, floor, grace);
 	database->grace_noted = control.grace > 0;
 	database->strict = control.strict;
 	database->database = MyDatabaseId;
@@ -257,17 +259,25 @@ attach(const DlExtension *extension)
 	DlControlFile file;
 	DlRecovery	recovery;
 	DlDatabase *database;
+	XLogRecPtr	lsn;
 
 	(void) dl_control_open(extension, true, &file);
 	dl_recovery_read(extension, &file, &recovery);
-	database = settle_database(&file, &recovery);
+	database = settle_database(&file, &recovery, &lsn);
 	dl_recovery_finish(&recovery, database);
+	dl_control_close(&file);
+
+	/*
+	 * What a crash came upon before the synchronous standbys had it, a row or an
+	 * image, is taken for granted from now on.  If the wait is cancelled, the next
+	 * one comes here again.
+	 */
+	dl_store_flush(lsn);
 
 	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
 	database->extension = *extension;
 	LWLockRelease(dl_shared->token_lock);
 	my_database = database;
-	dl_control_close(&file);
 	dl_wake_worker();			/* the row may be high */
 }
 

@@ -144,17 +144,20 @@ limit_for(DlSupply *supply, const DlControlFile *file, int64 floor, int64 tokens
 
 /*
  * Write the row of a database that is being attached, and open the supply as it
- * says.  Needs the token lock exclusively; may throw.
+ * says.  Returns where the row ends in the log, which is flushed up to there.
+ * Needs the token lock exclusively; may throw.
  */
-void
+XLogRecPtr
 dl_supply_open(DlDatabase *database, const DlControlFile *file,
 			   DlControl *control, int64 floor, int64 grace)
 {
 	DlSupply   *supply = &database->supply;
 	int64		opens_at;
+	XLogRecPtr	lsn;
 
 	control->token_limit = limit_for(supply, file, floor, LOW_TOKENS);
-	XLogFlush(dl_control_write(file, control));
+	lsn = dl_control_write(file, control);
+	XLogFlush(lsn);
 	database->row_version++;
 	open_range(supply, floor, control->token_limit);
 	for (int kept = 0; kept < DL_NKEPT; kept++)
@@ -162,6 +165,7 @@ dl_supply_open(DlDatabase *database, const DlControlFile *file,
 	opens_at = dl_accepting_since() + grace;
 	if (grace > 0 && opens_at > dl_opens_at(supply))
 		pg_atomic_write_u64(&supply->opens_at, opens_at);
+	return lsn;
 }
 
 /* ---- Raising ---- */

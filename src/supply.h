@@ -14,7 +14,7 @@
 #include "shmem.h"
 
 extern void dl_supply_init(DlSupply *supply);
-extern void dl_supply_open(DlDatabase *database, const DlControlFile *file,
+extern XLogRecPtr dl_supply_open(DlDatabase *database, const DlControlFile *file,
 						   DlControl *control, int64 floor, int64 grace);
 extern DlSupply *dl_supply_for(const DlExtension *extension, DlKept kept,
 							   int bucket);

@@ -834,6 +834,33 @@ SELECT distlock_guard('$name', $token)});
 }
 is_cleared();
 
+# ---- A restart ----
+
+# What is on disk here is taken for granted only when the standby has it, too: a
+# crash may have come before.
+{
+	my $token = value(acquire_sql('kept'));
+	my ($session, $other);
+
+	# Nor may the crash be followed by a long grace.
+	value('SELECT distlock_force_release(name) FROM distlock_leases WHERE NOT durable');
+	wait_until('volatile_ttl = 0 FROM distlock_control');
+	$standby->stop('immediate');
+	crash($node);
+	($session, $other) = map { session($node) } 1 .. 2;
+	$session->send("SELECT distlock_renew('kept', $token) > now()");
+	wait_for_event($node, $session->pid, 'SyncRep');
+	$other->send("SELECT distlock_check('kept', $token)");
+	wait_for_event($node, $other->pid, 'advisory');
+	value('SELECT pg_cancel_backend(' . $session->pid . ')');
+	like($session->error, qr/ERROR:  57014/, 'first use after a crash, standby away: it waits');
+	wait_for_event($node, $other->pid, 'SyncRep');
+	$standby->start;
+	is($other->result, 't', 'first use after a crash: the standby is back');
+	is($session->run("SELECT distlock_renew('kept', $token) > now()"), 't', 'and the lease is held');
+	$_->quit foreach $session, $other;
+}
+
 # ---- The standby takes over ----
 
 # What was told is there.
