@@ -3,14 +3,14 @@
 # throwaway clusters.  Ends with a line "N passed, N failed".
 #
 # Usage: scripts/test.sh [SUITE...]
-# Suites: engine regress isolation pgtap tap demo; all of them without arguments.
+# Suites: engine model regress isolation pgtap tap demo; all of them without arguments.
 # PG_VERSION chooses another major version than Debian's own.  Logs are kept
 # when a test has failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 suites=("$@")
-[ ${#suites[@]} -gt 0 ] || suites=(engine regress isolation pgtap tap demo)
+[ ${#suites[@]} -gt 0 ] || suites=(engine model regress isolation pgtap tap demo)
 passed=0
 failed=0
 
@@ -74,7 +74,7 @@ demo()
 
 for suite in "${suites[@]}"; do
 	case $suite in
-		engine | regress | isolation | pgtap | tap | demo) ;;
+		engine | model | regress | isolation | pgtap | tap | demo) ;;
 		*) die "unknown suite \"$suite\"" ;;
 	esac
 done
@@ -83,6 +83,9 @@ begin
 packages=()
 for suite in "${suites[@]}"; do
 	case $suite in
+		model)
+			packages+=(spin)
+			;;
 		pgtap)
 			packages+=("postgresql-$PG_VERSION-pgtap" libtap-parser-sourcehandler-pgtap-perl)
 			;;
@@ -112,6 +115,9 @@ for suite in "${suites[@]}"; do
 	case $suite in
 		engine)
 			run engine as_user make -C test/engine -s PG_CONFIG="$pg_bin/pg_config" check
+			;;
+		model)
+			run model as_user test/model/check
 			;;
 		regress | isolation | pgtap)
 			if [ ! -d "$work/main" ]; then
