@@ -78,7 +78,7 @@ for version in "${versions[@]}"; do
 	# pgTAP comes to a Debian after the PostgreSQL it is for.
 	if [ -z "$suites" ] && ! inside bash -c \
 		"apt-get update -q >/dev/null 2>&1; apt-cache show postgresql-$version-pgtap >/dev/null 2>&1"; then
-		suites="engine model regress isolation tap demo"
+		suites="engine model regress isolation tap faults demo"
 	fi
 	say "PostgreSQL $version, Debian $debian${extra:+ with $extra}"
 	inside env PG_VERSION="$version" /distlock/scripts/test.sh $suites 2>&1 | tee "$work/$version.log" || failed=yes

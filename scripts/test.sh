@@ -3,14 +3,14 @@
 # throwaway clusters.  Ends with a line "N passed, N failed".
 #
 # Usage: scripts/test.sh [SUITE...]
-# Suites: engine model regress isolation pgtap tap demo; all of them without arguments.
+# Suites: engine model regress isolation pgtap tap faults demo; all without arguments.
 # PG_VERSION chooses another major version than Debian's own.  Logs are kept
 # when a test has failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 suites=("$@")
-[ ${#suites[@]} -gt 0 ] || suites=(engine model regress isolation pgtap tap demo)
+[ ${#suites[@]} -gt 0 ] || suites=(engine model regress isolation pgtap tap faults demo)
 passed=0
 failed=0
 
@@ -72,9 +72,25 @@ demo()
 	fi
 }
 
+# The checker, and what it makes of a minute; scripts/test-faults.sh takes longer.
+faults()
+{
+	as_user test/faults/check_test || return
+	as_user make -C test/faults -s PG_CONFIG="$pg_bin/pg_config" || return
+	echo 1..1
+	if as_user env PATH="$PATH" test/faults/run --minutes 1 --seed "$RANDOM" "$work/faults" >"$work/faults.out" 2>&1; then
+		sed 's/^/# /' "$work/faults.out"
+		echo 'ok 1 - a minute of faults breaks no promise'
+	else
+		sed 's/^/# /' "$work/faults.out"
+		echo 'not ok 1 - a minute of faults breaks no promise'
+		return 1
+	fi
+}
+
 for suite in "${suites[@]}"; do
 	case $suite in
-		engine | model | regress | isolation | pgtap | tap | demo) ;;
+		engine | model | regress | isolation | pgtap | tap | faults | demo) ;;
 		*) die "unknown suite \"$suite\"" ;;
 	esac
 done
@@ -85,6 +101,9 @@ for suite in "${suites[@]}"; do
 	case $suite in
 		model)
 			packages+=(spin)
+			;;
+		faults)
+			packages+=(libpq-dev)
 			;;
 		pgtap)
 			packages+=("postgresql-$PG_VERSION-pgtap" libtap-parser-sourcehandler-pgtap-perl)
@@ -146,6 +165,9 @@ for suite in "${suites[@]}"; do
 				NODE_PATH="$work/tree/test/drivers/node_modules:/usr/share/nodejs" \
 				DISTLOCK_REQUIRE_DRIVERS=1 \
 				prove -v -I "$pgxs/src/test/perl" -I test/t/lib test/t/*.pl
+			;;
+		faults)
+			run faults faults
 			;;
 		demo)
 			run demo demo

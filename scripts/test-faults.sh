@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Hurt a server and its clients at random for some minutes, record what the
+# clients see, and judge it: processes are stopped and killed, the server
+# crashes, sessions are ended and cancelled.  See test/faults.
+#
+# Usage: scripts/test-faults.sh [--minutes N] [--seed S]
+# Installs what is needed, builds, and runs a throwaway cluster.  Two minutes
+# are the default.  Ends with figures; logs are kept if anything is wrong.
+
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+minutes=2
+seed=$RANDOM
+while [ $# -gt 0 ]; do
+	case $1 in
+		--minutes) minutes=${2:?} ;;
+		--seed) seed=${2:?} ;;
+		*) die "unknown argument \"$1\"" ;;
+	esac
+	shift 2
+done
+
+begin
+apt_install libpq-dev
+build_and_install
+faults=$work/tree/test/faults
+as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config"
+
+say "the checker"
+as_user prove "$faults/check_test"
+
+say "faults for $minutes minutes, seed $seed, PostgreSQL $PG_VERSION"
+as_user env PATH="$PATH" "$faults/run" --minutes "$minutes" --seed "$seed" "$work/run" ||
+	{ keep=yes; die "a promise was broken, or the test has failed"; }
