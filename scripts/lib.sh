@@ -131,6 +131,14 @@ cleanup()
 	fi
 }
 
+# copy_tree FOLDER: the sources, without what was built from them.
+copy_tree()
+{
+	mkdir "$1"
+	tar -C "$top" --exclude=.git --exclude=node_modules --exclude='*.o' \
+		--exclude='*.so' --exclude='*.bc' -cf - . | tar -C "$1" -xf -
+}
+
 # Build the tree in $work/tree and install the extension.
 build_and_install()
 {
@@ -139,9 +147,7 @@ build_and_install()
 	run_user=postgres
 
 	say "building for PostgreSQL $PG_VERSION"
-	mkdir "$work/tree"
-	tar -C "$top" --exclude=.git --exclude=node_modules --exclude='*.o' \
-		--exclude='*.so' --exclude='*.bc' -cf - . | tar -C "$work/tree" -xf -
+	copy_tree "$work/tree"
 	make_args=(PG_CONFIG="$pg_bin/pg_config" with_llvm=no COPT=-Werror)
 	make -C "$work/tree" -s "${make_args[@]}" || die "the build failed"
 	as_root make -C "$work/tree" -s "${make_args[@]}" install >/dev/null
@@ -178,4 +184,15 @@ start_cluster()
 	} | as_user tee -a "$data/postgresql.conf" >/dev/null
 	as_user "$pg_bin/pg_ctl" -D "$data" -l "$data/log" -w start >/dev/null ||
 		{ tail -n 30 "$data/log" >&2; die "the server did not start"; }
+}
+
+# run_faults MINUTES SEED: test the checker of test/faults, then give it something
+# to judge.  Needs libpq-dev, and the tree built.
+run_faults()
+{
+	local faults=$work/tree/test/faults
+
+	as_user "$faults/check_test" &&
+		as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config" &&
+		as_user env PATH="$PATH" "$faults/run" --minutes "$1" --seed "$2" "$work/faults"
 }

@@ -23,12 +23,7 @@ done
 begin
 apt_install libpq-dev
 build_and_install
-faults=$work/tree/test/faults
-as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config"
-
-say "the checker"
-as_user prove "$faults/check_test"
 
 say "faults for $minutes minutes, seed $seed, PostgreSQL $PG_VERSION"
-as_user env PATH="$PATH" "$faults/run" --minutes "$minutes" --seed "$seed" "$work/run" ||
+run_faults "$minutes" "$seed" ||
 	{ keep=yes; die "a promise was broken, or the test has failed"; }

@@ -70,9 +70,7 @@ for version in "${versions[@]}"; do
 	cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
 	grep -l Acquire /etc/apt/apt.conf.d/* 2>/dev/null | xargs -r cp -t "$root/etc/apt/apt.conf.d"
 	rm -rf "$root/distlock"
-	mkdir "$root/distlock"
-	tar -C "$top" --exclude=.git --exclude=node_modules --exclude='*.o' \
-		--exclude='*.so' --exclude='*.bc' -cf - . | tar -C "$root/distlock" -xf -
+	copy_tree "$root/distlock"
 
 	suites=${SUITES:-}
 	# pgTAP comes to a Debian after the PostgreSQL it is for.

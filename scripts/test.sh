@@ -72,22 +72,6 @@ demo()
 	fi
 }
 
-# The checker, and what it makes of a minute; scripts/test-faults.sh takes longer.
-faults()
-{
-	as_user test/faults/check_test || return
-	as_user make -C test/faults -s PG_CONFIG="$pg_bin/pg_config" || return
-	echo 1..1
-	if as_user env PATH="$PATH" test/faults/run --minutes 1 --seed "$RANDOM" "$work/faults" >"$work/faults.out" 2>&1; then
-		sed 's/^/# /' "$work/faults.out"
-		echo 'ok 1 - a minute of faults breaks no promise'
-	else
-		sed 's/^/# /' "$work/faults.out"
-		echo 'not ok 1 - a minute of faults breaks no promise'
-		return 1
-	fi
-}
-
 for suite in "${suites[@]}"; do
 	case $suite in
 		engine | model | regress | isolation | pgtap | tap | faults | demo) ;;
@@ -167,7 +151,8 @@ for suite in "${suites[@]}"; do
 				prove -v -I "$pgxs/src/test/perl" -I test/t/lib test/t/*.pl
 			;;
 		faults)
-			run faults faults
+			# scripts/test-faults.sh takes longer.
+			run faults run_faults 1 "$RANDOM"
 			;;
 		demo)
 			run demo demo

@@ -283,8 +283,8 @@ attach(const DlExtension *extension)
 
 /*
  * Our database as this installation of the extension has it.  At the first
- * use, brings back its leases: may then write and flush WAL, wait for a lock on
- * our relations, and throw, 53400 if the leases do not fit.  Needs a
+ * use, brings back its leases: may then write and flush WAL, wait for standbys or for
+ * a lock on our relations, and throw, 53400 if the leases do not fit.  Needs a
  * transaction and no LWLock held, on a server that is not in recovery.
  */
 DlDatabase *

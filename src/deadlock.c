@@ -204,7 +204,7 @@ add_blocker(Graph *graph, Term *term, int pid, uint64 serial)
 	term->n++;
 }
 
-/* Does the lease end no earlier than its session or open transaction? */
+/* Is it the lease of a session, or of a transaction that is open? */
 static bool
 is_bound(const DlLease *lease)
 {

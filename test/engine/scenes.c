@@ -360,6 +360,18 @@ count_images(const ModelLock *lock, int64 token)
 	return image == NULL ? 0 : image->lease == NULL ? 1 : 2;
 }
 
+/* A request for two locks, durable, under id r1. */
+static void
+fill_durable_pair(ModelLock *lock)
+{
+	fill_request(0, &lock[0], DL_EXCLUSIVE, DL_SCOPE_LEASE, SECS);
+	sessions[0].keys[1] = lock[1].key;
+	sessions[0].request.nkeys = 2;
+	sessions[0].request.durable = true;
+	strcpy(sessions[0].request.request_id, "r1");
+	sessions[0].request.id_hash = id_hash_of("r1");
+}
+
 void
 test_recovery(void)
 {
@@ -433,12 +445,7 @@ test_recovery(void)
 		put((DiskImage) {.lock = &lock[i],.token = 5 + i,.ttl = SECS,.request_id = "r1"});
 	crash(false);
 	verify(CHECK_RECOVERY, attach_database(0, model.now, true), "not brought back");
-	fill_request(0, &lock[0], DL_EXCLUSIVE, DL_SCOPE_LEASE, SECS);
-	sessions[0].keys[1] = lock[1].key;
-	sessions[0].request.nkeys = 2;
-	sessions[0].request.durable = true;
-	strcpy(sessions[0].request.request_id, "r1");
-	sessions[0].request.id_hash = id_hash_of("r1");
+	fill_durable_pair(lock);
 	verify(CHECK_RECOVERY, enter(&sessions[0]) == DL_OTHER_REQUEST, "two tokens are told as one");
 	end_everything();
 
@@ -448,12 +455,7 @@ test_recovery(void)
 	put((DiskImage) {.lock = &lock[1],.token = 5,.ttl = SECS,.nparts = 2,.request_id = "r1"});
 	crash(false);
 	verify(CHECK_RECOVERY, attach_database(0, model.now, true), "not brought back");
-	fill_request(0, &lock[0], DL_EXCLUSIVE, DL_SCOPE_LEASE, SECS);
-	sessions[0].keys[1] = lock[1].key;
-	sessions[0].request.nkeys = 2;
-	sessions[0].request.durable = true;
-	strcpy(sessions[0].request.request_id, "r1");
-	sessions[0].request.id_hash = id_hash_of("r1");
+	fill_durable_pair(lock);
 	verify(CHECK_RECOVERY, enter(&sessions[0]) == DL_UNTOLD && find_lease(&lock[1], 5) == NULL,
 		   "what is left of a request bars its repetition");
 	end_everything();
