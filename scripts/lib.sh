@@ -187,12 +187,20 @@ start_cluster()
 }
 
 # run_faults MINUTES SEED: test the checker of test/faults, then give it something
-# to judge.  Needs libpq-dev, and the tree built.
+# to judge: one server, and one with a synchronous standby.  Needs
+# faults_packages, and the tree built.
+faults_packages=(libpq-dev libfaketime socat)
 run_faults()
 {
 	local faults=$work/tree/test/faults
+	local minutes
+	local servers
 
+	minutes=$(awk "BEGIN { print $1 / 2 }")
 	as_user "$faults/check_test" &&
-		as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config" &&
-		as_user env PATH="$PATH" "$faults/run" --minutes "$1" --seed "$2" "$work/faults"
+		as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config" || return
+	for servers in alone sync; do
+		as_user env PATH="$PATH" "$faults/run" --minutes "$minutes" --seed "$2" \
+			--servers $servers "$work/faults-$servers" || return
+	done
 }

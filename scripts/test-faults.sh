@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Hurt a server and its clients at random for some minutes, record what the
-# clients see, and judge it: processes are stopped and killed, the server
-# crashes, sessions are ended and cancelled.  See test/faults.
+# Hurt servers and their clients at random for some minutes, record what the
+# clients see, and judge it: processes are stopped and killed, sessions ended and
+# cancelled, servers crash, standbys take their place, the network is cut, the
+# wall clock is set.  See test/faults.
 #
 # Usage: scripts/test-faults.sh [--minutes N] [--seed S]
-# Installs what is needed, builds, and runs a throwaway cluster.  Two minutes
-# are the default.  Ends with figures; logs are kept if anything is wrong.
+# Installs what is needed, builds, and runs throwaway clusters: half of the
+# time each for one server, and one with a synchronous standby.  Three minutes are
+# the default.  Ends with figures; logs are kept if
+# anything is wrong.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-minutes=2
+minutes=3
 seed=$RANDOM
 while [ $# -gt 0 ]; do
 	case $1 in
@@ -21,7 +24,7 @@ while [ $# -gt 0 ]; do
 done
 
 begin
-apt_install libpq-dev
+apt_install "${faults_packages[@]}"
 build_and_install
 
 say "faults for $minutes minutes, seed $seed, PostgreSQL $PG_VERSION"

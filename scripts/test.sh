@@ -87,7 +87,7 @@ for suite in "${suites[@]}"; do
 			packages+=(spin)
 			;;
 		faults)
-			packages+=(libpq-dev)
+			packages+=("${faults_packages[@]}")
 			;;
 		pgtap)
 			packages+=("postgresql-$PG_VERSION-pgtap" libtap-parser-sourcehandler-pgtap-perl)
@@ -152,7 +152,7 @@ for suite in "${suites[@]}"; do
 			;;
 		faults)
 			# scripts/test-faults.sh takes longer.
-			run faults run_faults 1 "$RANDOM"
+			run faults run_faults 1.5 "$RANDOM"
 			;;
 		demo)
 			run demo demo

@@ -1,0 +1,297 @@
+package Faults;
+
+# What the runs of the fault test share: the notes that the checker reads,
+# processes that are started, stopped and ended, and the clients.
+#
+# Signals go to processes that were started here, or by a server that was
+# started here, and to no other.
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use POSIX qw(WNOHANG);
+use Time::HiRes qw(CLOCK_MONOTONIC clock_gettime usleep);
+
+our @EXPORT = qw(now any_of slurp append begin_fault end_fault complain complaints
+  process gone run_program run_to_end wait_until
+  stop_process see_to_stopped is_stopped start_client see_to_clients end_clients clients kill_client
+  judge clean_up_processes);
+
+our $patience = 120;            # s until something that has to happen must have
+
+our $dir;                       # where the notes are; to be set
+our $tick = sub { };            # what to see to while waiting; may be set
+
+my $nfaults = 0;
+my @complaints;
+my %client;                     # pid -> number and workload
+my $nclients = 0;
+my %stopped;                    # pid -> when to go on, the fault, and how to know whether it is ours
+
+sub now
+{
+	return clock_gettime(CLOCK_MONOTONIC);
+}
+
+sub any_of
+{
+	return $_[ rand @_ ];
+}
+
+sub slurp
+{
+	my ($path, $offset) = @_;
+
+	open my $file, '<', $path or return '';
+	seek $file, $offset, 0 if $offset;
+	local $/;
+	return <$file> // '';
+}
+
+sub wait_until
+{
+	my ($what, $condition, $limit) = @_;
+	my $give_up = now() + ($limit // $patience);
+
+	until ($condition->())
+	{
+		die "$what: not within ", $limit // $patience, " s\n" if now() > $give_up;
+		$tick->();
+		usleep(20_000);
+	}
+	return;
+}
+
+# ---- Notes ----
+
+sub append
+{
+	my ($name, @fields) = @_;
+
+	open my $file, '>>', "$dir/$name" or die "$dir/$name: $!";
+	print {$file} join("\t", @fields), "\n";
+	close $file or die "$dir/$name: $!";
+	return;
+}
+
+# Note that a fault begins, before it does.
+sub begin_fault
+{
+	my ($kind, $target) = @_;
+
+	append('faults.log', int(now() * 1e6), 'begin', ++$nfaults, $kind, $target // '');
+	return $nfaults;
+}
+
+sub end_fault
+{
+	my ($id) = @_;
+
+	append('faults.log', int(now() * 1e6), 'end', $id);
+	return;
+}
+
+# Something is wrong with the run itself, or with a server.
+sub complain
+{
+	push @complaints, @_;
+	return;
+}
+
+sub complaints
+{
+	return @complaints;
+}
+
+# ---- Processes ----
+
+# State and parent of a process.
+sub process
+{
+	my ($pid) = @_;
+
+	return slurp("/proc/$pid/stat") =~ /\) ([A-Za-z]) (\d+) / ? ($1, $2) : ('gone', 0);
+}
+
+sub gone
+{
+	my ($pid) = @_;
+
+	return (process($pid))[0] =~ /gone|Z|X/;
+}
+
+# Start a program; its standard output and error go to a file.  With a group of
+# its own it can be signalled together with its children.
+sub run_program
+{
+	my ($log, $option, @command) = @_;
+	my $pid = fork // die "could not fork: $!";
+
+	if ($pid == 0)
+	{
+		setpgrp 0, 0 if $option->{group};
+		@ENV{ keys %{ $option->{env} } } = values %{ $option->{env} } if $option->{env};
+		open STDIN, '<', '/dev/null';
+		open STDOUT, '>>', $log;
+		open STDERR, '>&', \*STDOUT;
+		exec @command or POSIX::_exit(127);
+	}
+
+	# The child does the same; whoever signals the group must find it.
+	setpgrp $pid, $pid if $option->{group};
+	return $pid;
+}
+
+# Run a program to its end; returns whether it succeeded.
+sub run_to_end
+{
+	my ($log, @command) = @_;
+	my $pid = run_program($log, {}, @command);
+	my $status;
+
+	wait_until($command[0], sub { waitpid($pid, WNOHANG) == $pid && defined($status = $?) });
+	return $status == 0;
+}
+
+# Stop a process for some seconds.  Whether it is ours is looked at right before.
+sub stop_process
+{
+	my ($kind, $pid, $target, $seconds, $is_ours) = @_;
+	my $fault = begin_fault($kind, $target);
+
+	kill 'STOP', $pid if $is_ours->();
+	$stopped{$pid} = { until => now() + $seconds, fault => $fault };
+	return;
+}
+
+# Let those go on whose time it is, or all, or one.
+sub see_to_stopped
+{
+	my ($which) = @_;
+
+	foreach my $pid (keys %stopped)
+	{
+		next if $which ? $which ne 'all' && $which ne $pid : now() < $stopped{$pid}{until};
+
+		# Whoever is an orphan by now was a child when it was stopped.
+		kill 'CONT', $pid if $pid < 0 || (process($pid))[0] eq 'T';
+		end_fault($stopped{$pid}{fault});
+		delete $stopped{$pid};
+	}
+	return;
+}
+
+# The note of what a process is stopped for, to be changed.
+sub is_stopped
+{
+	my ($pid) = @_;
+
+	return $stopped{$pid};
+}
+
+# ---- Clients ----
+
+# Start a client; it connects by $env.
+sub start_client
+{
+	my ($program, $workload, $env) = @_;
+	my $number = ++$nclients;
+	my $pid =
+	  run_program("$dir/clients.err", { env => $env }, $program, $number, $workload, int rand 1e9, $dir);
+
+	$client{$pid} = { number => $number, workload => $workload, program => $program, env => $env };
+	return;
+}
+
+# pid -> number, workload
+sub clients
+{
+	return \%client;
+}
+
+# A client that ends by itself is a failure of this test.
+sub see_to_clients
+{
+	foreach my $pid (keys %client)
+	{
+		next if waitpid($pid, WNOHANG) != $pid;
+		complain("client $client{$pid}{number} ended with status $?");
+		delete $client{$pid};
+	}
+	return;
+}
+
+# Kill one and start another like it.
+sub kill_client
+{
+	my $pid = any_of(sort { $a <=> $b } keys %client);
+	my $fault = begin_fault('kill-client', $client{$pid}{number});
+	my $gone;
+
+	kill 'KILL', $pid;
+	waitpid $pid, 0;
+	end_fault($fault);
+	see_to_stopped($pid);
+	$gone = delete $client{$pid};
+	start_client(@$gone{qw(program workload env)});
+	return;
+}
+
+sub end_clients
+{
+	my $give_up = now() + $patience;
+
+	see_to_clients();
+	kill 'TERM', keys %client;
+	while (%client)
+	{
+		foreach my $pid (keys %client)
+		{
+			if (waitpid($pid, WNOHANG) == $pid)
+			{
+				complain("client $client{$pid}{number} ended with status $?") if $?;
+				delete $client{$pid};
+			}
+			elsif (now() > $give_up)
+			{
+				complain("client $client{$pid}{number} did not end");
+				kill 'KILL', $pid;
+				waitpid $pid, 0;
+				delete $client{$pid};
+			}
+		}
+		$tick->();
+		usleep(20_000);
+	}
+	return;
+}
+
+# ---- The end ----
+
+# Whatever happens, nothing of ours goes on.
+sub clean_up_processes
+{
+	kill 'CONT', keys %stopped;
+	kill 'KILL', keys %client;
+	waitpid $_, 0 foreach keys %client;
+	return;
+}
+
+# Have the history judged; returns the exit status, and removes the notes if
+# nothing is wrong.
+sub judge
+{
+	my ($here, $keep) = @_;
+
+	print slurp("$dir/clients.err");
+	if (system($^X, "$here/check", $dir) == 0 && !$keep)
+	{
+		system('rm', '-rf', $dir);
+		return 0;
+	}
+	print "logs are in $dir\n";
+	return $? == 0 ? 0 : 1;
+}
+
+1;
