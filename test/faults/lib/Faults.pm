@@ -26,6 +26,7 @@ our $tick = sub { };            # what to see to while waiting; may be set
 my $nfaults = 0;
 my @complaints;
 my %client;                     # pid -> number and workload
+my $ending;                     # have they been told to end?
 my $nclients = 0;
 my %stopped;                    # pid -> when to go on, the fault, and how to know whether it is ours
 
@@ -213,6 +214,7 @@ sub clients
 # A client that ends by itself is a failure of this test.
 sub see_to_clients
 {
+	return if $ending;
 	foreach my $pid (keys %client)
 	{
 		next if waitpid($pid, WNOHANG) != $pid;
@@ -243,6 +245,7 @@ sub end_clients
 	my $give_up = now() + $patience;
 
 	see_to_clients();
+	$ending = 1;
 	kill 'TERM', keys %client;
 	while (%client)
 	{
