@@ -193,3 +193,17 @@ SELECT bool_and(distlock_release(name, token)) FROM distlock_leases;
 SELECT distlock_acquire_all('{a,b}') AS token \gset
 SELECT distlock_release_all('{a,b}', :token);
 SELECT count(*) FROM distlock_leases;
+
+-- Two names with the same hash are told apart, under one token as well.
+SELECT array_agg('n' || n ORDER BY n) AS twins FROM generate_series(1, 200000) AS n
+GROUP BY hashtext('n' || n) HAVING count(*) = 2 LIMIT 1 \gset
+SELECT distlock_acquire_all(:'twins', '1 h') AS token \gset
+SELECT distlock_release((:'twins'::text[])[1], :token);
+SELECT distlock_acquire((:'twins'::text[])[1], durable => false) > :token;
+SELECT distlock_check((:'twins'::text[])[1], :token), distlock_check((:'twins'::text[])[2], :token);
+SELECT sum(distlock_force_release(name)) FROM unnest(:'twins'::text[]) AS name;
+SELECT distlock_acquire_all(:'twins', '1 h') AS token \gset
+SELECT distlock_release((:'twins'::text[])[2], :token);
+SELECT distlock_acquire((:'twins'::text[])[2], durable => false) > :token;
+SELECT distlock_check((:'twins'::text[])[1], :token), distlock_check((:'twins'::text[])[2], :token);
+SELECT sum(distlock_force_release(name)) FROM unnest(:'twins'::text[]) AS name;

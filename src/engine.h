@@ -167,8 +167,9 @@ typedef struct DlImage
 	Oid			database;
 	Oid			extension;
 	uint32		hash;			/* of the lock's key */
-	DlImageState state;
+	uint8		nth;			/* of the leases under this token, from 0 */
 	bool		linked;
+	DlImageState state;
 	DlPlace		place;			/* not set while unwritten */
 } DlImage;
 
@@ -218,6 +219,7 @@ typedef struct DlLease
 	bool		passing;		/* waiting: off to pass the lock's barrier */
 	bool		bridging;		/* waiting: has yet to take an advisory lock */
 	uint8		nparts;			/* records of the request */
+	uint8		nth;			/* of them, from 0 */
 	bool		ready;			/* waiting, one of several: could be granted */
 	bool		asleep;			/* likewise: to be woken when it is ready */
 	bool		open;			/* live: the transaction that acquired it is */
@@ -406,6 +408,7 @@ typedef struct DlRecovered
 	DlMode		mode;
 	int			limit;
 	int			nparts;			/* leases of its request */
+	int			nth;			/* of them */
 	Oid			owner;
 	bool		usable;			/* may its token be used */
 	uint32		id_hash;
@@ -505,7 +508,7 @@ extern void dl_engine_unwatch(DlEngine *engine, int backend, DlEffects *fx);
 extern int64 dl_engine_newest(DlEngine *engine, DlLock *lock, int64 now,
 							  int64 *deadline, DlEffects *fx);
 extern DlImage *dl_engine_find_image(DlEngine *engine, const DlKey *key,
-									 int64 token);
+									 int64 token, int nth);
 extern int	dl_engine_leftovers(DlEngine *engine, const DlKey *key,
 								DlImage **images, int most);
 extern DlImage *dl_engine_condemn(DlEngine *engine, int partition,

@@ -37,12 +37,13 @@ is_of(const DlImage *image, const DlKey *key)
 /* From now on the image may be found, by the key of its lock. */
 static void
 link_image(DlEngine *engine, DlPartition *part, DlImage *image, const DlKey *key,
-		   int64 token, int64 ttl)
+		   int64 token, int nth, int64 ttl)
 {
 	image->database = key->database;
 	image->extension = key->extension;
 	image->hash = key->hash;
 	image->token = token;
+	image->nth = nth;
 	image->ttl = ttl;
 	dlist_push_head(image_bucket(engine, image->hash), &image->link);
 	image->linked = true;
@@ -102,7 +103,8 @@ dl_image_attach(DlLease *lease, dlist_node *node)
 void
 dl_image_link(DlEngine *engine, DlPartition *part, DlLease *lease)
 {
-	link_image(engine, part, lease->image, &lease->lock->key, lease->token, lease->ttl);
+	link_image(engine, part, lease->image, &lease->lock->key, lease->token, lease->nth,
+			   lease->ttl);
 }
 
 /*
@@ -170,16 +172,17 @@ dl_image_add_stale(DlEngine *engine, DlPartition *part,
 	DlImage    *image = dlist_container(DlImage, link, node);
 
 	image->place = recovered->place;
-	link_image(engine, part, image, &recovered->key, recovered->token, recovered->ttl);
+	link_image(engine, part, image, &recovered->key, recovered->token, recovered->nth,
+			   recovered->ttl);
 	make_stale(part, image, now);
 }
 
 /*
- * The image of the lease of that lock under that token, or null.  Names with
- * the same hash are taken for the same.  A shared partition lock is enough.
+ * The image of that lease under that token, or null: two locks of one request
+ * may have the same hash.  A shared partition lock is enough.
  */
 DlImage *
-dl_engine_find_image(DlEngine *engine, const DlKey *key, int64 token)
+dl_engine_find_image(DlEngine *engine, const DlKey *key, int64 token, int nth)
 {
 	dlist_iter	iter;
 
@@ -187,7 +190,7 @@ dl_engine_find_image(DlEngine *engine, const DlKey *key, int64 token)
 	{
 		DlImage    *image = dlist_container(DlImage, link, iter.cur);
 
-		if (is_of(image, key) && image->token == token)
+		if (is_of(image, key) && image->token == token && image->nth == nth)
 			return image;
 	}
 	return NULL;

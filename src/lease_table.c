@@ -31,7 +31,6 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
-#include "arguments.h"
 #include "compat.h"
 #include "control.h"
 #include "lease_table.h"
@@ -67,7 +66,7 @@ dl_image_check(const DlImageData *image)
 		return DL_CHECK_EMPTY;
 	if (image->token < 0 || image->ttl <= 0 || image->ttl > DL_TTL_LONGEST ||
 		image->mode > DL_SHARED || image->limit < 0 ||
-		image->nparts < 1 || image->nparts > DL_KEYS_MAX || image->name_len == 0 ||
+		image->nparts > DL_KEYS_MAX || image->nth >= image->nparts || image->name_len == 0 ||
 		memchr(image->name, '\0', sizeof(image->name)) != image->name + image->name_len ||
 		memchr(image->holder, '\0', sizeof(image->holder)) == NULL ||
 		memchr(image->request_id, '\0', sizeof(image->request_id)) == NULL)
@@ -110,6 +109,7 @@ dl_image_fill(DlImageData *image, const DlLease *lease, int64 ttl)
 	image->owner = lease->owner;
 	image->limit = lease->lock->limit;
 	image->nparts = lease->nparts;
+	image->nth = lease->nth;
 	strcpy(image->holder, lease->holder);
 	strcpy(image->request_id, lease->request_id);
 	memcpy(image->name, key->name, key->len);
@@ -340,18 +340,12 @@ dl_table_lock_place(Relation rel, DlPlace place, DlImageData **image)
 	return buffer;
 }
 
-/* Is this the image of a lease of this lock, by its hash, under this token? */
+/* Is this the image of the nth lease under this token? */
 bool
-dl_image_is_of(const DlImageData *image, const DlExtension *extension,
-			   uint32 hash, int64 token)
+dl_image_is_of(const DlImageData *image, int64 token, int nth)
 {
-	DlKey		key;
-
-	if (image->token != token || image->database != MyDatabaseId ||
-		dl_image_check(image) != DL_CHECK_LEASE)
-		return false;
-	dl_make_key(image->name, image->name_len, extension, &key);
-	return key.hash == hash;
+	return image->token == token && image->nth == nth && image->database == MyDatabaseId &&
+		dl_image_check(image) == DL_CHECK_LEASE;
 }
 
 /*
@@ -359,8 +353,7 @@ dl_image_is_of(const DlImageData *image, const DlExtension *extension,
  * there.  Takes buffer locks; may throw when a page cannot be read.
  */
 bool
-dl_table_find_image(Relation rel, const DlExtension *extension, uint32 hash,
-					int64 token, DlPlace *place)
+dl_table_find_image(Relation rel, int64 token, int nth, DlPlace *place)
 {
 	BlockNumber nblocks = RelationGetNumberOfBlocks(rel);
 
@@ -375,7 +368,7 @@ dl_table_find_image(Relation rel, const DlExtension *extension, uint32 hash,
 			for (OffsetNumber offset = FirstOffsetNumber;
 				 offset <= DL_SLOTS_PER_PAGE && !found; offset++)
 			{
-				found = dl_image_is_of(dl_page_image(page, offset), extension, hash, token);
+				found = dl_image_is_of(dl_page_image(page, offset), token, nth);
 				place->file = dl_file_of(rel);
 				place->block = block;
 				place->offset = offset;

@@ -39,7 +39,8 @@ typedef struct DlImageData
 	Oid			database;		/* a copied database ignores what it finds */
 	Oid			owner;
 	int32		limit;			/* of a semaphore, or 0 */
-	int32		nparts;			/* images of the request */
+	uint16		nparts;			/* images of the request */
+	uint16		nth;			/* of them, from 0; tells them apart */
 	char		holder[DL_HOLDER_MAX + 1];
 	char		request_id[DL_REQUEST_ID_MAX + 1];	/* empty: none */
 	char		name[DL_NAME_MAX + 1];
@@ -69,8 +70,7 @@ typedef enum DlTableUse
 extern DlImageCheck dl_image_check(const DlImageData *image);
 extern void dl_image_fill(DlImageData *image, const DlLease *lease, int64 ttl);
 extern bool dl_image_is_vacant(const DlImageData *image);
-extern bool dl_image_is_of(const DlImageData *image, const DlExtension *extension,
-						   uint32 hash, int64 token);
+extern bool dl_image_is_of(const DlImageData *image, int64 token, int nth);
 
 extern Relation dl_table_open(const DlExtension *extension, DlTableUse use);
 extern void dl_table_close(Relation rel, DlTableUse use);
@@ -78,8 +78,7 @@ extern bool dl_page_is_sound(Page page);
 extern DlImageData *dl_page_image(Page page, OffsetNumber offset);
 extern Buffer dl_table_lock_place(Relation rel, DlPlace place,
 								  DlImageData **image);
-extern bool dl_table_find_image(Relation rel, const DlExtension *extension,
-								uint32 hash, int64 token, DlPlace *place);
+extern bool dl_table_find_image(Relation rel, int64 token, int nth, DlPlace *place);
 extern Buffer dl_table_lock_vacant(Relation rel, const DlExtension *extension,
 								   DlDatabase *database, DlPlace *place);
 extern void dl_page_format(Relation rel, Buffer buffer);

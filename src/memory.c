@@ -282,6 +282,7 @@ dl_record_create(DlPartition *part, DlLock *lock, dlist_node *node)
 	lease->in_backend = false;
 	lease->passing = lease->bridging = false;
 	lease->nparts = 1;
+	lease->nth = 0;
 	lease->ready = lease->asleep = lease->open = lease->has_id = false;
 	return lease;
 }

@@ -343,7 +343,7 @@ set_session(DlLease *lease, const DlRequest *request)
 }
 
 static void
-fill(DlLease *lease, const DlRequest *request)
+fill(DlLease *lease, const DlRequest *request, int nth)
 {
 	set_session(lease, request);
 	lease->mode = request->mode;
@@ -352,6 +352,7 @@ fill(DlLease *lease, const DlRequest *request)
 	lease->bucket = dl_bucket_of(request->scope, request->ttl);
 	lease->durable = request->durable;
 	lease->nparts = request->nkeys;
+	lease->nth = nth;
 	lease->owner = request->owner;
 	lease->id_hash = request->id_hash;
 	strcpy(lease->request_id, request->request_id);
@@ -529,7 +530,7 @@ dl_engine_request(DlEngine *engine, DlRequest *request, int64 now,
 		DlLease    *lease = dl_record_create(dl_partition_at(engine, hash), lock, nodes[i]);
 
 		leases[i] = lease;
-		fill(lease, request);
+		fill(lease, request, i);
 		lock->limit = request->limit;
 		if (request->durable)
 			dl_image_attach(lease, images[i]);

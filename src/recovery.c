@@ -57,6 +57,7 @@ add_lease(DlRecovery *recovery, const DlKey *key, const DlImageData *image,
 	lease->mode = image->mode;
 	lease->limit = image->limit;
 	lease->nparts = image->nparts;
+	lease->nth = image->nth;
 	lease->owner = image->owner;
 	lease->id_hash = dl_request_id_hash(image->request_id, image->owner, key);
 	strcpy(lease->holder, image->holder);
@@ -92,7 +93,7 @@ read_image(Relation rel, const DlExtension *extension, const DlImageData *image,
 
 	dl_make_key(image->name, image->name_len, extension, &key);
 	dl_partition_lock(dl_partition_of(key.hash), LW_SHARED);
-	known = dl_engine_find_image(dl_shared->engine, &key, image->token) != NULL;
+	known = dl_engine_find_image(dl_shared->engine, &key, image->token, image->nth) != NULL;
 	dl_partition_unlock(dl_partition_of(key.hash), &fx);
 	if (!known)
 		add_lease(recovery, &key, image, place);

@@ -75,6 +75,7 @@ dl_engine_recover(DlEngine *engine, DlReserve *reserve,
 	lease = dl_record_create(part, lock, dlist_pop_head_node(&reserve->free[DL_LEASE]));
 	lease->mode = recovered->mode;
 	lease->nparts = recovered->nparts;
+	lease->nth = recovered->nth;
 	lease->scope = DL_SCOPE_LEASE;
 	lease->ttl = recovered->ttl;
 	lease->bucket = dl_ttl_bucket(recovered->ttl);

@@ -61,8 +61,8 @@ static int	ncondemned = 0;
 /* What has to be cleared, copied from an image of the engine. */
 typedef struct Leftover
 {
-	uint32		hash;
 	int64		token;
+	int			nth;
 	DlPlace		place;
 } Leftover;
 
@@ -71,8 +71,8 @@ copy_leftover(const DlImage *image)
 {
 	Leftover	leftover;
 
-	leftover.hash = image->hash;
 	leftover.token = image->token;
+	leftover.nth = image->nth;
 	leftover.place = image->place;
 	return leftover;
 }
@@ -201,7 +201,8 @@ write_slot(Relation rel, Buffer buffer, DlPlace place, int partition,
 	if (placed)
 	{
 		/* Two sessions may renew a lease: the longer time to live stays. */
-		if (old->token == lease->token && old->database == MyDatabaseId)
+		if (old->token == lease->token && old->nth == lease->nth &&
+			old->database == MyDatabaseId)
 			ttl = Max(ttl, old->ttl);
 		dl_image_fill(&image, lease, ttl);
 	}
@@ -216,8 +217,7 @@ write_slot(Relation rel, Buffer buffer, DlPlace place, int partition,
  * on disk.
  */
 static Buffer
-lock_image(Relation rel, const DlExtension *extension, const Leftover *leftover,
-		   DlPlace *place)
+lock_image(Relation rel, const Leftover *leftover, DlPlace *place)
 {
 	*place = leftover->place;
 	for (;;)
@@ -225,15 +225,14 @@ lock_image(Relation rel, const DlExtension *extension, const Leftover *leftover,
 		DlImageData *image;
 		Buffer		buffer = dl_table_lock_place(rel, *place, &image);
 
-		if (image != NULL &&
-			dl_image_is_of(image, extension, leftover->hash, leftover->token))
+		if (image != NULL && dl_image_is_of(image, leftover->token, leftover->nth))
 			return buffer;
 		if (BufferIsValid(buffer))
 			UnlockReleaseBuffer(buffer);
 
 		/* It can have moved only if the table has been rewritten since. */
 		if (place->file == dl_file_of(rel) ||
-			!dl_table_find_image(rel, extension, leftover->hash, leftover->token, place))
+			!dl_table_find_image(rel, leftover->token, leftover->nth, place))
 			return InvalidBuffer;
 	}
 }
@@ -261,7 +260,7 @@ lock_slot(Relation rel, const DlExtension *extension, DlDatabase *database,
 
 	if (kept)
 	{
-		buffer = lock_image(rel, extension, &leftover, place);
+		buffer = lock_image(rel, &leftover, place);
 		if (BufferIsValid(buffer))
 			return buffer;
 	}
@@ -270,7 +269,7 @@ lock_slot(Relation rel, const DlExtension *extension, DlDatabase *database,
 		while (ncondemned < MAX_CONDEMNED &&
 			   condemn(extension, partition, key, false, &leftover))
 		{
-			buffer = lock_image(rel, extension, &leftover, place);
+			buffer = lock_image(rel, &leftover, place);
 			if (BufferIsValid(buffer))
 				return buffer;
 		}
@@ -316,11 +315,10 @@ dl_store_write(const DlExtension *extension, const DlKey *keys, DlLease **leases
 
 /* Clear one image.  Returns what has to be flushed until it is gone. */
 static XLogRecPtr
-clear_image(Relation rel, const DlExtension *extension, DlDatabase *database,
-			const Leftover *leftover)
+clear_image(Relation rel, DlDatabase *database, const Leftover *leftover)
 {
 	DlPlace		place;
-	Buffer		buffer = lock_image(rel, extension, leftover, &place);
+	Buffer		buffer = lock_image(rel, leftover, &place);
 	XLogRecPtr	lsn;
 
 	/*
@@ -373,7 +371,7 @@ dl_store_clear_leftovers(const DlExtension *extension, const DlKey *key)
 
 		for (int i = 0; i < n; i++)
 		{
-			XLogRecPtr	cleared = clear_image(rel, extension, database, &leftovers[i]);
+			XLogRecPtr	cleared = clear_image(rel, database, &leftovers[i]);
 
 			lsn = Max(lsn, cleared);
 		}
@@ -383,12 +381,14 @@ dl_store_clear_leftovers(const DlExtension *extension, const DlKey *key)
 		dl_partition_lock(partition, LW_EXCLUSIVE);
 		for (int i = 0; i < n; i++)
 		{
-			DlImage    *image = dl_engine_find_image(dl_shared->engine, key, leftovers[i].token);
+			DlImage    *image = dl_engine_find_image(dl_shared->engine, key,
+													 leftovers[i].token, leftovers[i].nth);
 
 			if (image != NULL && image->lease == NULL)
 				dl_engine_forget(dl_shared->engine, partition, image, false);
 		}
 		dl_partition_unlock(partition, &fx);
+		CHECK_FOR_INTERRUPTS();
 	}
 }
 
@@ -436,7 +436,7 @@ dl_store_clear_stale(const DlExtension *extension)
 		{
 			if (condemn(extension, partition, NULL, true, &leftover))
 			{
-				XLogRecPtr	cleared = clear_image(rel, extension, database, &leftover);
+				XLogRecPtr	cleared = clear_image(rel, database, &leftover);
 
 				lsn = Max(lsn, cleared);
 			}

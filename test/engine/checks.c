@@ -108,7 +108,7 @@ check_claim(const Claim *claim)
 		   record->renewals == claim->renewals &&
 		   record->nreleasing == claim->nreleasing &&
 		   record->durable == claim->durable && record->bucket == claim->bucket &&
-		   record->nparts == claim->nparts && record->owner == claim->owner &&
+		   record->nparts == claim->nparts && record->nth == claim->nth && record->owner == claim->owner &&
 		   strcmp(record->request_id, claim->request_id) == 0,
 		   "record of backend %d differs from the model", claim->backend);
 	verify(CHECK_MODEL, (record->lock != NULL) == linked, "wrong lock link");

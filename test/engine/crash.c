@@ -138,6 +138,7 @@ read_images(int database, int64 since, bool usable, DlRecovered *recovered)
 				r->owner = image->owner;
 				r->limit = image->limit;
 				r->nparts = image->nparts;
+				r->nth = image->nth;
 				strcpy(r->request_id, image->request_id);
 				r->id_hash = id_hash_of(image->request_id);
 				r->usable = usable;
@@ -187,7 +188,7 @@ recover(DlReserve *reserve, const DlRecovered *recovered, DlEffects *fx)
 			model.images[i].token == recovered->token)
 			image = &model.images[i];
 	dl_engine_recover(engine, reserve, recovered, model.now, fx);
-	image->record = dl_engine_find_image(engine, &recovered->key, recovered->token);
+	image->record = dl_engine_find_image(engine, &recovered->key, recovered->token, recovered->nth);
 	verify(CHECK_RECOVERY, image->record != NULL, "a recovered image is not known");
 	record = find_recovered(recovered);
 	verify(CHECK_RECOVERY, (record != NULL) == (claim != NULL),

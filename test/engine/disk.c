@@ -59,11 +59,11 @@ flushed_slot(int table, DlPlace place)
 	return &tables[table].pages[place.block].flushed[place.offset];
 }
 
-/* Is it the image of that lock's lease, or, for token 0, is the slot vacant? */
+/* Is it the image of the nth lease under that token, or, for 0, is the slot vacant? */
 bool
-disk_is_of(const DiskImage *image, uint32 hash, int64 token)
+disk_is_of(const DiskImage *image, int64 token, int nth)
 {
-	return image->token == token && (token == 0 || image->lock->key.hash == hash);
+	return image->token == token && image->nth == nth;
 }
 
 /*
@@ -71,7 +71,7 @@ disk_is_of(const DiskImage *image, uint32 hash, int64 token)
  * not there.  *busy is set when a page is locked by another job: try again.
  */
 bool
-disk_find(int table, uint32 hash, int64 token, int job, DlPlace *place, int64 *lsn, bool *busy)
+disk_find(int table, int64 token, int nth, int job, DlPlace *place, int64 *lsn, bool *busy)
 {
 	Table	   *t = &tables[table];
 
@@ -86,7 +86,7 @@ disk_find(int table, uint32 hash, int64 token, int job, DlPlace *place, int64 *l
 		}
 		*lsn = Max(*lsn, t->pages[p].lsn);
 		for (int s = 0; s < SLOTS_PER_PAGE; s++)
-			if (disk_is_of(&t->pages[p].slots[s], hash, token))
+			if (disk_is_of(&t->pages[p].slots[s], token, nth))
 			{
 				place->block = p;
 				place->offset = s;
@@ -271,16 +271,16 @@ disk_keeps(const Claim *claim)
 
 /* May a crash bring back this lease? */
 bool
-disk_may_have(int table, uint32 hash, int64 token)
+disk_may_have(int table, int64 token, int nth)
 {
 	Table	   *t = &tables[table];
 
 	for (int p = 0; p < t->npages; p++)
 		for (int s = 0; s < SLOTS_PER_PAGE; s++)
-			if (disk_is_of(&t->pages[p].flushed[s], hash, token))
+			if (disk_is_of(&t->pages[p].flushed[s], token, nth))
 				return true;
 	for (int i = 0; i < disk_pending(); i++)
-		if (records[i].table == table && disk_is_of(&records[i].image, hash, token))
+		if (records[i].table == table && disk_is_of(&records[i].image, token, nth))
 			return true;
 	return false;
 }

@@ -26,6 +26,7 @@ typedef struct DiskImage
 	DlMode		mode;
 	int			limit;
 	int			nparts;
+	int			nth;
 	Oid			owner;
 	char		request_id[8];
 } DiskImage;
@@ -50,8 +51,8 @@ typedef struct Table
 extern Table tables[MAX_TABLES];
 extern void begin_disk(void);
 extern DiskImage *disk_slot(int table, DlPlace place);
-extern bool disk_is_of(const DiskImage *image, uint32 hash, int64 token);
-extern bool disk_find(int table, uint32 hash, int64 token, int job, DlPlace *place, int64 *lsn, bool *busy);
+extern bool disk_is_of(const DiskImage *image, int64 token, int nth);
+extern bool disk_find(int table, int64 token, int nth, int job, DlPlace *place, int64 *lsn, bool *busy);
 extern bool disk_find_vacant(int table, int job, DlPlace *place);
 extern int64 disk_write(int table, DlPlace place, const DiskImage *image);
 extern void disk_flush(int64 lsn);
@@ -61,7 +62,7 @@ extern void disk_crash(void);
 extern bool disk_drop(Oid database, Oid extension);
 extern void disk_compact(int table);
 extern bool disk_keeps(const Claim *claim);
-extern bool disk_may_have(int table, uint32 hash, int64 token);
+extern bool disk_may_have(int table, int64 token, int nth);
 extern void check_told(const Claim *claim);
 extern void check_disk(void);
 

@@ -45,6 +45,7 @@ void
 model_link_image(Claim *claim)
 {
 	claim->image->token = claim->token;
+	claim->image->nth = claim->nth;
 	claim->image->ttl = claim->ttl;
 	claim->image->linked = true;
 }

@@ -48,8 +48,8 @@ typedef enum Phase
 /* Copied from an image that the engine knows of. */
 typedef struct Leftover
 {
-	uint32		hash;			/* of the lock */
 	int64		token;
+	int			nth;
 	DlPlace		place;
 } Leftover;
 
@@ -118,8 +118,8 @@ static void
 take_condemned(Job *job, ModelImage *image)
 {
 	job->held[job->nheld++] = image;
-	job->leftovers[0].hash = image->lock->key.hash;
 	job->leftovers[0].token = image->token;
+	job->leftovers[0].nth = image->nth;
 	job->leftovers[0].place = image->place;
 }
 
@@ -202,7 +202,7 @@ let_go(Job *job, bool gone)
 	if (gone)
 	{
 		/* Unless the table is another by now. */
-		verify(CHECK_SUPERSEDED, !image->linked || !disk_may_have(job->table, image->lock->key.hash, image->token),
+		verify(CHECK_SUPERSEDED, !image->linked || !disk_may_have(job->table, image->token, image->nth),
 			   "token " INT64_FORMAT " is forgotten, and may be on disk", image->token);
 		model_free_image(image);
 		dl_engine_forget(engine, partition, record, true);
@@ -275,8 +275,8 @@ lock_image(Job *job, const Leftover *leftover, int64 *lsn)
 	const DiskImage *slot = disk_slot(job->table, place);
 	bool		busy = false;
 
-	if ((slot == NULL || !disk_is_of(slot, leftover->hash, leftover->token)) &&
-		!disk_find(job->table, leftover->hash, leftover->token, number_of(job), &place, lsn, &busy))
+	if ((slot == NULL || !disk_is_of(slot, leftover->token, leftover->nth)) &&
+		!disk_find(job->table, leftover->token, leftover->nth, number_of(job), &place, lsn, &busy))
 		return busy ? BUSY : NOT_THERE;
 	return lock_page(job, place) ? LOCKED : BUSY;
 }
@@ -316,8 +316,8 @@ choose_slot(Job *job)
 	job->kept = image != NULL && image->state == DL_IMAGE_KEPT;
 	if (job->kept)
 	{
-		job->leftovers[0].hash = image->lock->key.hash;
 		job->leftovers[0].token = image->token;
+		job->leftovers[0].nth = image->nth;
 		job->leftovers[0].place = image->place;
 		job->phase = LOCK_SLOT;
 	}
@@ -379,10 +379,11 @@ place(Job *job)
 		job->image.mode = claim->mode;
 		job->image.limit = claim->limit;
 		job->image.nparts = claim->nparts;
+		job->image.nth = claim->nth;
 		job->image.owner = claim->owner;
 		strcpy(job->image.request_id, claim->request_id);
 		job->image.token = claim->token;
-		job->image.ttl = slot->token == claim->token ? Max(job->ttl, slot->ttl) : job->ttl;
+		job->image.ttl = disk_is_of(slot, claim->token, claim->nth) ? Max(job->ttl, slot->ttl) : job->ttl;
 		job->phase = WRITE;
 	}
 	else
@@ -473,8 +474,8 @@ find_leftovers(Job *job)
 
 		verify(CHECK_IMAGES, image != NULL && model_is_leftover(image, job->lock),
 			   "no leftover of this lock");
-		job->leftovers[i].hash = image->lock->key.hash;
 		job->leftovers[i].token = image->token;
+		job->leftovers[i].nth = image->nth;
 		job->leftovers[i].place = image->place;
 	}
 	if (n > 0)
@@ -533,11 +534,12 @@ forget_leftovers(Job *job)
 	for (int i = 0; i < job->nleftovers; i++)
 	{
 		int64		token = job->leftovers[i].token;
-		DlImage    *record = dl_engine_find_image(engine, &job->lock->key, token);
+		int			nth = job->leftovers[i].nth;
+		DlImage    *record = dl_engine_find_image(engine, &job->lock->key, token, nth);
 		ModelImage *expected = model.images;
 
 		while (expected < &model.images[MAX_IMAGES] &&
-			   (!expected->linked || expected->token != token ||
+			   (!expected->linked || expected->token != token || expected->nth != nth ||
 				expected->lock->table != job->lock->table ||
 				expected->lock->key.hash != job->lock->key.hash))
 			expected++;
@@ -545,7 +547,7 @@ forget_leftovers(Job *job)
 			   "the image of token " INT64_FORMAT " is not found, or another", token);
 		if (record == NULL || expected->claim != NULL)
 			continue;
-		verify(CHECK_SUPERSEDED, !disk_may_have(job->table, job->leftovers[i].hash, token),
+		verify(CHECK_SUPERSEDED, !disk_may_have(job->table, token, nth),
 			   "token " INT64_FORMAT " is forgotten, and may be on disk", token);
 		model_forget(expected);
 		dl_engine_forget(engine, partition, record, false);

@@ -578,7 +578,7 @@ find_barred(const DlRequest *request, ModelLock **locks)
 }
 
 static Claim *
-new_claim(ModelLock *lock, const DlRequest *request)
+new_claim(ModelLock *lock, const DlRequest *request, int nth)
 {
 	Claim	   *claim = model.claims;
 
@@ -592,6 +592,7 @@ new_claim(ModelLock *lock, const DlRequest *request)
 	claim->durable = request->durable;
 	claim->limit = request->limit;
 	claim->nparts = request->nkeys;
+	claim->nth = nth;
 	claim->owner = request->owner;
 	strcpy(claim->request_id, request->request_id);
 	claim->undoer = -1;
@@ -703,7 +704,7 @@ model_request(const DlRequest *request, ModelLock **locks, Claim **claims)
 	model.narrivals++;
 	for (int i = 0; i < n; i++)
 	{
-		claims[i] = new_claim(locks[i], request);
+		claims[i] = new_claim(locks[i], request, i);
 		locks[i]->limit = request->limit;
 		if (wait)
 		{
@@ -1183,6 +1184,7 @@ model_recover(ModelLock *lock, const DlRecovered *recovered)
 
 	image->lock = lock;
 	image->token = recovered->token;
+	image->nth = recovered->nth;
 	image->ttl = recovered->ttl;
 	image->place = recovered->place;
 	image->linked = true;
@@ -1203,6 +1205,7 @@ model_recover(ModelLock *lock, const DlRecovered *recovered)
 	claim->scope = DL_SCOPE_LEASE;
 	claim->limit = lock->limit = recovered->limit;
 	claim->nparts = recovered->nparts;
+	claim->nth = recovered->nth;
 	claim->owner = recovered->owner;
 	strcpy(claim->request_id, recovered->request_id);
 	claim->undoer = -1;

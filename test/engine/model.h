@@ -42,6 +42,7 @@ typedef struct Claim
 	int			nreleasing;
 	int			limit;
 	int			nparts;			/* of the request */
+	int			nth;			/* of them */
 	Oid			owner;
 	char		request_id[8];	/* empty: none */
 	bool		ready;			/* one of several parts, and not blocked here */
@@ -63,6 +64,7 @@ typedef struct ModelImage
 	Claim	   *claim;
 	struct ModelLock *lock;
 	int64		token;
+	int			nth;			/* of the leases under that token */
 	int64		ttl;
 	int64		stale_since;
 	DlPlace		place;

@@ -109,10 +109,7 @@ random_neighbour(const ModelLock *lock)
 	}
 }
 
-/*
- * Add a key to the session's request, unless it is there already.  Images of
- * one token are told apart by the hash.
- */
+/* Add a key to the session's request, unless it is there already. */
 static void
 add_key(Session *session)
 {
@@ -120,7 +117,7 @@ add_key(Session *session)
 	ModelLock  *lock = random_neighbour(lock_of_session(session, 0));
 
 	for (int i = 0; i < request->nkeys; i++)
-		if (lock_of_session(session, i)->key.hash == lock->key.hash)
+		if (lock_of_session(session, i) == lock)
 			return;
 	if (request->nkeys < MAX_PARTS)
 		session->keys[request->nkeys++] = lock->key;
@@ -201,7 +198,7 @@ op_repeat(void)
 
 		if (other->state == claim->state && other != claim && other->owner == claim->owner &&
 			other->lock->table == claim->lock->table && request->nkeys < MAX_PARTS &&
-			other->usable && other->lock->key.hash != claim->lock->key.hash &&
+			other->usable && other->lock != claim->lock &&
 			strcmp(other->request_id, claim->request_id) == 0)
 			session->keys[request->nkeys++] = other->lock->key;
 	}

@@ -324,6 +324,39 @@ WITH (create_slot = false, binary = $binary)});
 unlike(slurp_file($node->logfile, $log), qr/cannot change relation/, 'subscriptions: nothing is refused');
 all_is_well('subscriptions: the publisher is not disturbed');
 
+# ---- Two locks with the same hash, of one request ----
+
+# Each has an image of its own.
+{
+	my $twins = $node->safe_psql('postgres', q{
+SELECT array_agg('n' || n) FROM generate_series(1, 200000) n GROUP BY hashtext('n' || n) HAVING count(*) = 2 LIMIT 1});
+	my $ours = "name = ANY ('$twins')";
+	my $worker = freeze_worker($node);
+
+	# Only who follows one of them clears what that has left behind.
+	foreach my $i (1, 2)
+	{
+		is( $node->safe_psql('postgres', qq{
+SELECT distlock_acquire_all('$twins', '1h') AS token \gset
+SELECT distlock_release(('$twins'::text[])[$i], :token) AS released \gset
+SELECT distlock_acquire(('$twins'::text[])[$i], scope => 'session') > :token, distlock_check(('$twins'::text[])[3 - $i], :token)}),
+			't|t', "the same hash: the next one of lock $i is told, and the other still held");
+		$node->safe_psql('postgres', "SELECT distlock_force_release(name) FROM distlock_leases WHERE $ours");
+	}
+	thaw($worker);
+
+	$token = $node->safe_psql('postgres', "SELECT distlock_acquire_all('$twins', '1h')");
+	$node->safe_psql('postgres', 'VACUUM FULL distlock_lease_table');
+	is($node->safe_psql('postgres', "SELECT distlock_renew(unnest('$twins'::text[]), $token, '2h') > now()"),
+		"t\nt", 'the same hash: both are renewed');
+	crash($node);
+	is($node->safe_psql('postgres', "SELECT token, ttl FROM distlock_leases WHERE $ours"),
+		"$token|02:00:00\n$token|02:00:00", 'the same hash: both outlive a crash');
+	$node->safe_psql('postgres', "SELECT distlock_release_all('$twins', $token)");
+	wait_until_cleared($node);
+	all_is_well('the same hash: nothing is left behind');
+}
+
 # ---- The end ----
 
 same_pages('the end');
