@@ -28,8 +28,9 @@
 #include "store.h"
 #include "supply.h"
 
-/* Tells the lock of those who attach from advisory locks; see barrier.c. */
+/* Tell the locks of those who attach from advisory locks; see barrier.c. */
 #define ATTACH_KIND	0x646D
+#define CONFIRM_KIND	0x646E
 
 /* This session's database, once it is known. */
 static DlDatabase *my_database = NULL;
@@ -60,7 +61,7 @@ take_slot(void)
 			continue;
 		dl_supply_init(&database->supply);
 		pg_atomic_init_u32(&database->free_block, 0);
-		database->extension.oid = InvalidOid;
+		database->extension.oid = database->confirmed = InvalidOid;
 		database->grace_noted = database->strict = false;
 		database->row_version = 0;
 		database->high_since = 0;
@@ -97,11 +98,19 @@ is_attached(const DlExtension *extension)
 	return database != NULL && database->extension.oid == extension->oid;
 }
 
-/* Those who attach in this database do so one after the other. */
-static void
-set_attach_tag(LOCKTAG *tag)
+static inline bool
+is_confirmed(const DlExtension *extension)
 {
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, ATTACH_KIND);
+	DlDatabase *database = dl_database_find();
+
+	return database != NULL && database->confirmed == extension->oid;
+}
+
+/* Those who attach in this database, or confirm, do so one after the other. */
+static void
+set_tag(LOCKTAG *tag, uint16 kind)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, kind);
 }
 
 /* ---- What has happened since the row was written ---- */
@@ -267,14 +276,9 @@ attach(const DlExtension *extension)
 	dl_recovery_finish(&recovery, database);
 	dl_control_close(&file);
 
-	/*
-	 * What a crash came upon before the synchronous standbys had it, a row or an
-	 * image, is taken for granted from now on.  If the wait is cancelled, the next
-	 * one comes here again.
-	 */
-	dl_store_flush(lsn);
-
 	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	database->confirmed = InvalidOid;
+	database->found_lsn = lsn;
 	database->extension = *extension;
 	LWLockRelease(dl_shared->token_lock);
 	my_database = database;
@@ -282,10 +286,30 @@ attach(const DlExtension *extension)
 }
 
 /*
+ * Have the synchronous standbys confirm what was found.  If the wait is cancelled,
+ * the next one comes here again.
+ */
+static void
+confirm(const DlExtension *extension)
+{
+	XLogRecPtr	lsn;
+
+	LWLockAcquire(dl_shared->token_lock, LW_SHARED);
+	lsn = my_database->found_lsn;
+	LWLockRelease(dl_shared->token_lock);
+	dl_store_flush(lsn);
+	LWLockAcquire(dl_shared->token_lock, LW_EXCLUSIVE);
+	my_database->confirmed = extension->oid;
+	LWLockRelease(dl_shared->token_lock);
+}
+
+/*
  * Our database as this installation of the extension has it.  At the first
- * use, brings back its leases: may then write and flush WAL, wait for standbys or for
- * a lock on our relations, and throw, 53400 if the leases do not fit.  Needs a
- * transaction and no LWLock held, on a server that is not in recovery.
+ * use, brings back its leases: may then write and flush WAL, wait for a lock on our
+ * relations, and throw, 53400 if the leases do not fit.  Needs a transaction and
+ * no LWLock held, on a server that is not in recovery.
+ *
+ * This is enough for who only looks or tidies up.
  */
 DlDatabase *
 dl_database_attach(const DlExtension *extension)
@@ -294,10 +318,32 @@ dl_database_attach(const DlExtension *extension)
 
 	if (likely(is_attached(extension)))
 		return my_database;
-	set_attach_tag(&tag);
+	set_tag(&tag, ATTACH_KIND);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	if (!is_attached(extension))
 		attach(extension);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	return my_database;
+}
+
+/*
+ * As dl_database_attach(), for who grants leases or relies on them.  What a crash
+ * came upon before the synchronous standbys had it, a row or an image, is taken for
+ * granted from then on, so at the first use waits for them.  One session at a time
+ * does: no two may wait with the same position.
+ */
+DlDatabase *
+dl_database_rely_on(const DlExtension *extension)
+{
+	LOCKTAG		tag;
+
+	if (likely(is_confirmed(extension)))
+		return my_database;
+	(void) dl_database_attach(extension);
+	set_tag(&tag, CONFIRM_KIND);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (!is_confirmed(extension))
+		confirm(extension);
 	(void) LockRelease(&tag, ExclusiveLock, false);
 	return my_database;
 }
@@ -319,7 +365,7 @@ dl_database_forget(Oid database, Oid extension)
 		if (!OidIsValid(extension))
 			slot->database = InvalidOid;
 		if (!OidIsValid(extension) || slot->extension.oid == extension)
-			slot->extension.oid = InvalidOid;
+			slot->extension.oid = slot->confirmed = InvalidOid;
 	}
 	LWLockRelease(dl_shared->token_lock);
 }
@@ -339,7 +385,7 @@ dl_database_discard_damaged(const DlExtension *extension)
 	LOCKTAG		tag;
 	int			n;
 
-	set_attach_tag(&tag);
+	set_tag(&tag, ATTACH_KIND);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	if (is_attached(extension))
 		ereport(ERROR,

@@ -24,6 +24,7 @@ typedef enum DlFailoverGrace
 
 extern DlDatabase *dl_database_find(void);
 extern DlDatabase *dl_database_attach(const DlExtension *extension);
+extern DlDatabase *dl_database_rely_on(const DlExtension *extension);
 extern void dl_database_forget(Oid database, Oid extension);
 extern int	dl_database_discard_damaged(const DlExtension *extension);
 

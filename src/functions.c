@@ -80,7 +80,7 @@ begin_call(FunctionCallInfo fcinfo, const char *function)
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfParallelMode(function);
 	extension = dl_extension_of(fcinfo->flinfo->fn_oid);
-	(void) dl_database_attach(&extension);
+	(void) dl_database_rely_on(&extension);
 	return extension;
 }
 

@@ -25,6 +25,7 @@
 #ifndef DISTLOCK_SHMEM_H
 #define DISTLOCK_SHMEM_H
 
+#include "access/xlogdefs.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 
@@ -35,6 +36,8 @@ typedef struct DlDatabase
 {
 	Oid			database;		/* InvalidOid: the slot is free */
 	DlExtension extension;		/* attached: its relations hold our state */
+	Oid			confirmed;		/* of it, when the standbys have what we found */
+	XLogRecPtr	found_lsn;		/* up to where they need it */
 	bool		grace_noted;	/* in the control row, until it is over */
 	bool		strict;			/* what is recovered may not be used */
 	uint64		row_version;	/* changes with the control row */

@@ -287,7 +287,7 @@ bool
 dl_store_write(const DlExtension *extension, const DlKey *keys, DlLease **leases,
 			   const uint64 *serials, int n, int64 ttl)
 {
-	DlDatabase *database = dl_database_attach(extension);
+	DlDatabase *database = dl_database_rely_on(extension);
 	Relation	rel;
 	XLogRecPtr	lsn = InvalidXLogRecPtr;
 	bool		written = true;
@@ -364,7 +364,7 @@ dl_store_clear_leftovers(const DlExtension *extension, const DlKey *key)
 	while ((n = find_leftovers(key, leftovers, MAX_CONDEMNED)) > 0)
 	{
 		int			partition = dl_partition_of(key->hash);
-		DlDatabase *database = dl_database_attach(extension);
+		DlDatabase *database = dl_database_rely_on(extension);
 		Relation	rel = dl_table_open(extension, DL_TABLE_CLEAR);
 		DlEffects	fx = DL_NO_EFFECTS;
 		XLogRecPtr	lsn = InvalidXLogRecPtr;

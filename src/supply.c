@@ -244,7 +244,7 @@ raise_row(DlDatabase *database, const DlControlFile *file, const int *wanted,
 static void
 refill(const DlExtension *extension, const int *wanted, int64 tokens, bool wait)
 {
-	DlDatabase *database = dl_database_attach(extension);
+	DlDatabase *database = dl_database_rely_on(extension);
 	bool		waited = false;
 	uint64		version = 0;
 
@@ -296,7 +296,7 @@ refill(const DlExtension *extension, const int *wanted, int64 tokens, bool wait)
 DlSupply *
 dl_supply_for(const DlExtension *extension, DlKept kept, int bucket)
 {
-	DlSupply   *supply = &dl_database_attach(extension)->supply;
+	DlSupply   *supply = &dl_database_rely_on(extension)->supply;
 	int			wanted[DL_NKEPT] = {0};
 	int64		left = tokens_left(supply);
 

@@ -148,7 +148,10 @@ copy_partition(Copy *copy, int partition, Oid extension)
 	dl_partition_unlock(partition, &fx);
 }
 
-/* Begin a view of one installation; returns its extension. */
+/*
+ * Begin a view of one installation; returns its extension.  A view waits for no
+ * standbys: it only says what this server has.
+ */
 static Oid
 begin_view(FunctionCallInfo fcinfo)
 {

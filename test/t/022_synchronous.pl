@@ -840,14 +840,15 @@ is_cleared();
 # crash may have come before.
 {
 	my $token = value(acquire_sql('kept'));
-	my ($session, $other);
+	my ($session, $other, $next);
 
 	# Nor may the crash be followed by a long grace.
 	value('SELECT distlock_force_release(name) FROM distlock_leases WHERE NOT durable');
 	wait_until('volatile_ttl = 0 FROM distlock_control');
 	$standby->stop('immediate');
 	crash($node);
-	($session, $other) = map { session($node) } 1 .. 2;
+	is(leases('kept'), "kept|$token|01:00:00|t", 'first use after a crash, standby away: a view answers');
+	($session, $other, $next) = map { session($node) } 1 .. 3;
 	$session->send("SELECT distlock_renew('kept', $token) > now()");
 	wait_for_event($node, $session->pid, 'SyncRep');
 	$other->send("SELECT distlock_check('kept', $token)");
@@ -855,10 +856,19 @@ is_cleared();
 	value('SELECT pg_cancel_backend(' . $session->pid . ')');
 	like($session->error, qr/ERROR:  57014/, 'first use after a crash, standby away: it waits');
 	wait_for_event($node, $other->pid, 'SyncRep');
+	$next->send(acquire_sql('after a crash'));
+	wait_for_event($node, $next->pid, 'advisory');
+	is( value(
+			q{SELECT (SELECT count(*) FROM distlock_leases WHERE name = 'after a crash'),
+					 (SELECT count(*) FROM distlock_waiters), (SELECT acquired FROM distlock_stats)}),
+		'0|0|0',
+		'meanwhile nothing is granted, and the views answer');
 	$standby->start;
 	is($other->result, 't', 'first use after a crash: the standby is back');
 	is($session->run("SELECT distlock_renew('kept', $token) > now()"), 't', 'and the lease is held');
-	$_->quit foreach $session, $other;
+	cmp_ok(told($next, 'who would acquire goes on'), '>', $token, 'with a greater token');
+	force('after a crash');
+	$_->quit foreach $session, $other, $next;
 }
 
 # ---- The standby takes over ----
