@@ -149,7 +149,7 @@ CREATE TABLE distlock_control (
     volatile_ttl bigint NOT NULL,
     longest_ttl bigint NOT NULL,
     grace bigint NOT NULL,
-    strict boolean NOT NULL);
+    unusable_limit bigint NOT NULL);
 COMMENT ON TABLE distlock_control IS
 'The durable state of distlock in this database: one row, which distlock overwrites in place';
 COMMENT ON COLUMN distlock_control.token_limit IS
@@ -168,14 +168,14 @@ COMMENT ON COLUMN distlock_control.longest_ttl IS
 'Microseconds; no lease of scope lease, durable or not, has had a longer time to live, nor had one for a day: the grace after a failover';
 COMMENT ON COLUMN distlock_control.grace IS
 'Microseconds; the grace of a failover that may not be over yet; 0: none';
-COMMENT ON COLUMN distlock_control.strict IS
-'Are the leases from before that failover unusable';
+COMMENT ON COLUMN distlock_control.unusable_limit IS
+'Leases up to this token are unusable: they are from before a failover with distlock.failover_grace = strict';
 -- A standby that is promoted before it hears of the first use has to know that
 -- it is on another timeline.
 INSERT INTO distlock_control
 SELECT 0, system_identifier,
     ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::pg_catalog.bit(32)::bigint,
-    0, 0, 0, 0, 0, false
+    0, 0, 0, 0, 0, 0
 FROM pg_catalog.pg_control_system();
 
 -- ---- The lease table ----

@@ -50,16 +50,15 @@ check_relation(Relation rel, char relkind)
 static void
 check_row(Relation control, const HeapTupleHeader tuple)
 {
-	static const Oid types[] = {INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, INT8OID, INT8OID, BOOLOID};
 	TupleDesc	desc = RelationGetDescr(control);
-	bool		ours = desc->natts == lengthof(types) &&
-		HeapTupleHeaderGetNatts(tuple) == lengthof(types) &&
+	int			ncolumns = sizeof(DlControl) / sizeof(int64);
+	bool		ours = desc->natts == ncolumns &&
+		HeapTupleHeaderGetNatts(tuple) == ncolumns &&
 		(tuple->t_infomask & HEAP_HASNULL) == 0;
 
 	/* A column that has been dropped has no type. */
-	for (int i = 0; ours && i < lengthof(types); i++)
-		ours = TupleDescAttr(desc, i)->atttypid == types[i];
+	for (int i = 0; ours && i < ncolumns; i++)
+		ours = TupleDescAttr(desc, i)->atttypid == INT8OID;
 	if (!ours)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -229,8 +228,7 @@ dl_control_write(const DlControlFile *file, const DlControl *control)
 					 ItemPointerGetOffsetNumber(&file->row));
 	tuple->t_infomask = HEAP_XMIN_FROZEN | HEAP_XMAX_INVALID;
 	HeapTupleHeaderSetCmin(tuple, FirstCommandId);
-	memcpy((char *) tuple + tuple->t_hoff, control,
-		   offsetof(DlControl, strict) + sizeof(bool));
+	memcpy((char *) tuple + tuple->t_hoff, control, sizeof(DlControl));
 	control_lsn = GenericXLogFinish(state);
 
 	if (control->token_limit > limit_of(tuple_data(BufferGetPage(sequence_buffer),

@@ -25,7 +25,7 @@ typedef struct DlControl
 	int64		volatile_ttl;	/* no volatile lease has been longer, in us */
 	int64		longest_ttl;	/* nor any lease, for a day at least */
 	int64		grace;			/* after a failover, still pending; in us */
-	bool		strict;			/* and recovered leases are unusable */
+	int64		unusable_limit; /* leases up to this token are, for good */
 } DlControl;
 
 typedef struct DlControlFile

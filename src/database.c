@@ -62,7 +62,8 @@ take_slot(void)
 		dl_supply_init(&database->supply);
 		pg_atomic_init_u32(&database->free_block, 0);
 		database->extension.oid = database->confirmed = InvalidOid;
-		database->grace_noted = database->strict = false;
+		database->grace_noted = false;
+		database->unusable_limit = 0;
 		database->row_version = 0;
 		database->high_since = 0;
 		return database;
@@ -158,11 +159,11 @@ longest_allowed(void)
 }
 
 /*
- * Bring the row up to date, but for the limit of tokens.  Returns the grace in
- * microseconds.
+ * Bring the row up to date, but for the limit of tokens, which go on above the
+ * floor.  Returns the grace in microseconds.
  */
 static int64
-settle_past(DlControl *control, const Past *past, bool first)
+settle_past(DlControl *control, const Past *past, int64 floor, bool first)
 {
 	int64		longest = Max(control->volatile_ttl, control->longest_ttl);
 
@@ -177,14 +178,13 @@ settle_past(DlControl *control, const Past *past, bool first)
 		{
 			control->grace = Max(control->grace,
 								 Max(longest, longest_allowed()));
-			control->strict = true;
+			control->unusable_limit = floor;
 		}
 	}
 	else if (past->copied)
 	{
 		/* Nobody has had a lease of this database yet. */
 		control->volatile_ttl = control->longest_ttl = control->grace = 0;
-		control->strict = false;
 	}
 	return Max(control->grace, first ? control->volatile_ttl : 0);
 }
@@ -247,11 +247,11 @@ settle_database(const DlControlFile *file, const DlRecovery *recovery, XLogRecPt
 	if (past.nepochs > 0)
 		floor = Max((floor >> DL_EPOCH_SHIFT) + past.nepochs,
 					(int64) GetWALInsertionTimeLine()) << DL_EPOCH_SHIFT;
-	grace = settle_past(&control, &past, first);
+	grace = settle_past(&control, &past, floor, first);
 	control.lease_pages = Max(control.lease_pages, recovery->npages);
 	*lsn = dl_supply_open(database, file, &control, floor, grace);
 	database->grace_noted = control.grace > 0;
-	database->strict = control.strict;
+	database->unusable_limit = control.unusable_limit;
 	database->database = MyDatabaseId;
 	LWLockRelease(dl_shared->token_lock);
 

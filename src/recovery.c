@@ -214,7 +214,7 @@ dl_recovery_finish(DlRecovery *recovery, DlDatabase *database)
 
 		lease->supply = &database->supply;
 		lease->deadline = dl_accepting_since() + lease->ttl;
-		lease->usable = !database->strict;
+		lease->usable = lease->token > database->unusable_limit;
 		dl_partition_lock(partition, LW_EXCLUSIVE);
 		dl_engine_recover(dl_shared->engine, &reserve, lease, dl_now(), &fx);
 		dl_partition_unlock(partition, &fx);

@@ -39,7 +39,7 @@ typedef struct DlDatabase
 	Oid			confirmed;		/* of it, when the standbys have what we found */
 	XLogRecPtr	found_lsn;		/* up to where they need it */
 	bool		grace_noted;	/* in the control row, until it is over */
-	bool		strict;			/* what is recovered may not be used */
+	int64		unusable_limit; /* as in the control row */
 	uint64		row_version;	/* changes with the control row */
 	int64		high_since;		/* it allows for longer leases than any */
 	DlSupply	supply;

@@ -411,10 +411,9 @@ dl_supply_lower(const DlExtension *extension, DlDatabase *database)
 				longest_ttl(pg_atomic_read_u32(&database->supply.nbuckets[kept]));
 		control.longest_ttl = Max(control.longest_ttl, control.volatile_ttl);
 		control.grace = 0;
-		control.strict = false;
 		lsn = dl_control_write(&file, &control);
 		database->row_version++;
-		database->grace_noted = database->strict = false;
+		database->grace_noted = false;
 	}
 	LWLockRelease(dl_shared->token_lock);
 	XLogFlush(lsn);

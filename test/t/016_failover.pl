@@ -239,7 +239,7 @@ SELECT bool_and(expires_at >= to_timestamp($began) + ttl), count(pid) FROM distl
 		is( $node->safe_psql('long', "SELECT distlock_try_acquire($arguments) IS NULL"),
 			't', "$name: not to $arguments either");
 	}
-	is( $node->safe_psql('long', 'SELECT grace > 0, strict FROM distlock_control'),
+	is( $node->safe_psql('long', 'SELECT grace > 0, unusable_limit > 0 FROM distlock_control'),
 		$node == $off ? 'f|f' : $node == $strict ? 't|t' : 't|f',
 		"$name: the grace is noted");
 	return;
@@ -290,7 +290,7 @@ foreach my $node ($replayed, $strict)
 	cmp_ok($after, '>=', $node == $strict ? 4 : 2, "$name: the grace is observed");
 	cmp_ok(acquire($node, 'postgres', q{'short', wait => '0'}),
 		'>', $token, "$name: after it the recovered lease is over");
-	$node->poll_query_until('postgres', 'SELECT grace = 0 AND NOT strict FROM distlock_control');
+	$node->poll_query_until('postgres', 'SELECT grace = 0 FROM distlock_control');
 	pass("$name: the grace is struck out");
 	$first{$name}->quit;
 }
@@ -379,5 +379,71 @@ is($recovered->safe_psql('long', q{SELECT distlock_try_acquire('free') IS NULL})
 	't', 'point-in-time recovery: nothing is granted in the grace');
 grows($recovered, $_) foreach qw(postgres fresh restored ahead);
 $recovered->stop;
+
+# ---- Strict, for good ----
+
+# Leases from before are not good again when the grace is over, whatever a crash
+# brings back; later ones are good, even if the row still tells of the grace.
+my $alone = distlock_node(
+	'alone',
+	init => { allows_streaming => 1 },
+	conf => q{
+distlock.failover_grace = strict
+distlock.max_ttl = '2s'
+distlock.log_expirations = off
+synchronous_standby_names = ''
+});
+
+# The server goes on on a timeline of its own.
+sub fail_over
+{
+	$alone->stop('immediate');
+	$alone->set_standby_mode;
+	$alone->start;
+	$alone->promote;
+	return;
+}
+
+sub set_standbys
+{
+	my ($names) = @_;
+
+	$alone->adjust_conf('postgresql.conf', 'synchronous_standby_names', "'$names'");
+	return;
+}
+
+# Leases of before: how many are held, and how many of them are good.
+my $old = q{
+SELECT count(*), count(*) FILTER (WHERE distlock_check(name, token))
+FROM distlock_leases WHERE name LIKE 'old %'};
+
+# With no worker, nobody clears the images of these.
+my $worker = freeze_worker($alone);
+$alone->safe_psql('postgres',
+	q{SELECT count(distlock_acquire('old ' || n, '2s')) FROM generate_series(1, 500) n});
+kill 'KILL', $worker;
+fail_over();
+is($alone->safe_psql('postgres', $old), '500|0', 'strict: none of the leases from before is good');
+
+# A standby that is away keeps most of the images from being cleared.
+set_standbys('nobody');
+$alone->reload;
+$alone->poll_query_until('postgres', 'SELECT grace = 0 FROM distlock_control')
+  or die 'the grace is never struck out';
+set_standbys('');
+crash($alone);
+like($alone->safe_psql('postgres', $old),
+	qr/^[1-9][0-9]*\|0$/, 'strict: the grace is struck out, a crash brings some back, and none is good');
+
+fail_over();
+$alone->safe_psql('postgres', 'SELECT count(*) FROM distlock_leases');
+my $blocker = session($alone);
+$blocker->run('BEGIN; LOCK TABLE distlock_control IN SHARE MODE');
+my $later_token = $alone->safe_psql('postgres', q{SELECT distlock_acquire('later', '2s')});
+crash($alone);
+is( $alone->safe_psql('postgres', "SELECT grace > 0, distlock_check('later', $later_token) FROM distlock_control"),
+	't|t', 'strict: a lease from after the grace is good, before that is struck out');
+$blocker->quit;
+$alone->stop;
 
 done_testing();

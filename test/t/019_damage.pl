@@ -332,9 +332,9 @@ $node->safe_psql('unlogged', 'ALTER TABLE distlock_lease_table SET UNLOGGED');
 # The control row of another version, or none.
 my %controls = (
 	one_more => 'ALTER TABLE distlock_control ADD later integer DEFAULT 1',
-	one_less => 'ALTER TABLE distlock_control DROP strict',
-	another => 'ALTER TABLE distlock_control ALTER strict TYPE text',
-	rewritten => 'ALTER TABLE distlock_control DROP strict; VACUUM FULL distlock_control',
+	one_less => 'ALTER TABLE distlock_control DROP unusable_limit',
+	another => 'ALTER TABLE distlock_control ALTER unusable_limit TYPE text',
+	rewritten => 'ALTER TABLE distlock_control DROP unusable_limit; VACUUM FULL distlock_control',
 	no_row => q{ALTER TABLE distlock_control DISABLE TRIGGER USER; DELETE FROM distlock_control});
 foreach my $dbname (sort keys %controls)
 {
