@@ -49,9 +49,6 @@ bool		dl_log_expirations = true;
 /* distlock.terminate_stale: ends sessions whose guarded transaction is stale. */
 bool		dl_terminate_stale = false;
 
-/* Keeps the size of shared memory below 4 GB, so that it fits a Size. */
-#define MAX_MAX_LEASES	(3 * 1024 * 1024)
-
 static object_access_hook_type previous_object_access = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 
@@ -70,7 +67,7 @@ define_settings(void)
 	DefineCustomIntVariable("distlock.max_leases",
 							"Sets how many leases can be held and waited for at the same time, in all databases.",
 							"Shared memory is taken for them at server start, about 1.4 kB for each.",
-							&dl_max_leases, 16384, 16, MAX_MAX_LEASES,
+							&dl_max_leases, 16384, 16, DL_MOST_LEASES,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("distlock.default_ttl",
 							"Sets the time to live of a lease acquired without one.",

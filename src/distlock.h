@@ -8,6 +8,9 @@
 #ifndef DISTLOCK_H
 #define DISTLOCK_H
 
+/* What distlock.max_leases allows at most; see shmem.c. */
+#define DL_MOST_LEASES	(2 * 1024 * 1024)
+
 extern int	dl_max_leases;		/* leases held and waited for */
 extern int	dl_default_ttl;		/* milliseconds */
 extern int	dl_max_ttl;			/* seconds */

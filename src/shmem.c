@@ -12,6 +12,7 @@
 #include "access/twophase.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
+#include "postmaster/postmaster.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
@@ -24,6 +25,25 @@ DlShared   *dl_shared = NULL;
 
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
+
+/*
+ * What a lease and a backend take at most, here and in memory.c.  As many as there
+ * may be fit a Size of 32 bits, so that no size overflows anywhere.
+ */
+#define LEASE_SIZE \
+	(CACHELINEALIGN(sizeof(DlLease)) + CACHELINEALIGN(sizeof(DlLock)) + \
+	 MAXALIGN(sizeof(DlGuard)) + 2 * MAXALIGN(sizeof(DlImage)) + \
+	 4 * 2 * sizeof(dlist_head) + sizeof(DlDatabase) / 16)
+#define BACKEND_SIZE \
+	(CACHELINEALIGN(sizeof(DlLock)) + MAXALIGN(sizeof(DlGuard)) + \
+	 DL_NPARTITIONS * sizeof(dlist_head) + sizeof(DlWatcher) + sizeof(DlSession))
+
+StaticAssertDecl((uint64) DL_MOST_LEASES * LEASE_SIZE +
+				 (uint64) MAX_BACKENDS * BACKEND_SIZE < PG_UINT32_MAX,
+				 "shared memory may take more than 4 GB");
+
+/* The documentation says about 1.4 kB. */
+StaticAssertDecl(LEASE_SIZE < 1500, "a lease takes more than about 1.4 kB");
 
 /* One slot per database that uses distlock; max_leases sizes this too. */
 static int
