@@ -79,6 +79,23 @@ for suite in "${suites[@]}"; do
 	esac
 done
 
+# Make a file system that a test may fill, if this machine lets us.
+mount_small_disk()
+{
+	mkdir "$work/small"
+	if as_root mount -t tmpfs -o "size=32m,uid=$(as_user id -u),mode=700" tmpfs "$work/small"; then
+		small_disk=$work/small
+	else
+		echo "no file system can be mounted here: 031_disk_full.pl is skipped"
+	fi
+}
+
+finish()
+{
+	[ -z "${small_disk:-}" ] || as_root umount -l "$small_disk" || true
+	cleanup
+}
+
 begin
 packages=()
 for suite in "${suites[@]}"; do
@@ -142,12 +159,13 @@ for suite in "${suites[@]}"; do
 			install_node_pg
 			mkdir -p "$work/tap"
 			[ "$(id -u)" != 0 ] || chown "$run_user" "$work/tap"
+			mount_small_disk
 			run tap as_user env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE \
 				PATH="$PATH:/usr/sbin" \
 				TESTDIR="$work/tap" TESTDATADIR="$work/tap" TESTLOGDIR="$work/tap/log" \
 				PG_REGRESS="$pgxs/src/test/regress/pg_regress" \
 				NODE_PATH="$work/tree/test/drivers/node_modules:/usr/share/nodejs" \
-				DISTLOCK_REQUIRE_DRIVERS=1 \
+				DISTLOCK_REQUIRE_DRIVERS=1 DISTLOCK_SMALL_DISK="${small_disk:-}" \
 				prove -v -I "$pgxs/src/test/perl" -I test/t/lib test/t/*.pl
 			;;
 		faults)

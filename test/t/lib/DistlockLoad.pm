@@ -274,10 +274,16 @@ sub take_reply
 	return 0 unless $done;
 	$client->{session}->look;
 	return 0 unless $client->{session}->is_done;
-	$client->{done} = undef;
 
 	# A warning that the server ends may have come with it.
 	my ($reply, $stderr) = $client->{session}->get;
+	if ($stderr =~ /lost/)
+	{
+		# It has not come, and psql has connected again on its own.
+		$client->{session}->kill_client;
+		return 0;
+	}
+	$client->{done} = undef;
 	$done->($reply, $stderr =~ /ERROR: / ? $stderr : '');
 	return 1;
 }
