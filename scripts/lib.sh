@@ -187,8 +187,8 @@ start_cluster()
 }
 
 # run_faults MINUTES SEED: test the checker of test/faults, then give it something
-# to judge: one server, and one with a synchronous standby.  Needs
-# faults_packages, and the tree built.
+# to judge: one server, one with a synchronous standby, and one with an
+# asynchronous one.  Needs faults_packages, and the tree built.
 faults_packages=(libpq-dev libfaketime socat)
 run_faults()
 {
@@ -196,10 +196,10 @@ run_faults()
 	local minutes
 	local servers
 
-	minutes=$(awk "BEGIN { print $1 / 2 }")
+	minutes=$(awk "BEGIN { print $1 / 3 }")
 	as_user "$faults/check_test" &&
 		as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config" || return
-	for servers in alone sync; do
+	for servers in alone sync async; do
 		as_user env PATH="$PATH" "$faults/run" --minutes "$minutes" --seed "$2" \
 			--servers $servers "$work/faults-$servers" || return
 	done

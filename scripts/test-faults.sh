@@ -5,9 +5,9 @@
 # wall clock is set.  See test/faults.
 #
 # Usage: scripts/test-faults.sh [--minutes N] [--seed S]
-# Installs what is needed, builds, and runs throwaway clusters: half of the
-# time each for one server, and one with a synchronous standby.  Three minutes are
-# the default.  Ends with figures; logs are kept if
+# Installs what is needed, builds, and runs throwaway clusters: a third of the
+# time each for one server, one with a synchronous and one with an asynchronous
+# standby.  Three minutes are the default.  Ends with figures; logs are kept if
 # anything is wrong.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

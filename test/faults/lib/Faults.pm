@@ -175,8 +175,9 @@ sub see_to_stopped
 	{
 		next if $which ? $which ne 'all' && $which ne $pid : now() < $stopped{$pid}{until};
 
-		# Whoever is an orphan by now was a child when it was stopped.
-		kill 'CONT', $pid if $pid < 0 || (process($pid))[0] eq 'T';
+		# Whoever is an orphan by now was a child when it was stopped.  It may not
+		# have come to its stop yet.
+		kill 'CONT', $pid if $pid < 0 || !gone($pid);
 		end_fault($stopped{$pid}{fault});
 		delete $stopped{$pid};
 	}

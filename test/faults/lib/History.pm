@@ -55,7 +55,7 @@ my $detection = 60 * $second;
 
 # After a crash, what has to be on the standby waits until that has connected again.
 my $with_standby = qr/standby|$promotion/;
-my $reconnection = 6 * $second;
+my $reconnection = 3 * $second;
 
 # Clients are cut off, which the server may not know.
 our $cut = qr/^(?:cut|reset)-client$/;

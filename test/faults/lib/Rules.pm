@@ -395,7 +395,7 @@ sub check_takeovers
 # wait for longer unless a fault explains it.  The lease of a request that was
 # repeated is waited for by the one who asked last.  What PostgreSQL's lock manager
 # does goes by the wall clock: lock_timeout there, and the wait for a prepared
-# transaction may be late.
+# transaction.
 sub check_wait
 {
 	my %prepared = map { ($_->{names}[0] => 1) } grep { $_->{what} eq 'prepare' } @calls;
@@ -409,13 +409,13 @@ sub check_wait
 		my $lock_timeout = $call->{lock_timeout} ? $call->{lock_timeout} * 1000 : $forever;
 		my $stepped = fault($clock, 0, $end);
 
+		next if $stepped && any { $prepared{$_} } @{ $call->{names} };
 		violation('wait', 'given up too early: ' . describe($call))
 		  if gave_up($call)
 		  && ($call->{args}{request} // '') eq ''
 		  && $end < $call->{sent} + min($longest, $lock_timeout)
 		  && !($stepped && $call->{lock_timeout});
 
-		next if $stepped && any { $prepared{$_} } @{ $call->{names} };
 		$longest = min($longest, $lock_timeout) if $is_acquire && $wait;
 		violation('wait', "$wait ms took " . int(($end - $call->{sent}) / 1000) . ' ms: ' . describe($call))
 		  if $end > $call->{sent} + $longest + $bound * 1000
