@@ -337,8 +337,8 @@ SELECT array_agg('n' || n) FROM generate_series(1, 200000) n GROUP BY hashtext('
 	foreach my $i (1, 2)
 	{
 		is( $node->safe_psql('postgres', qq{
-SELECT distlock_acquire_all('$twins', '1h') AS token \gset
-SELECT distlock_release(('$twins'::text[])[$i], :token) AS released \gset
+SELECT distlock_acquire_all('$twins', '1h') AS token \\gset
+SELECT distlock_release(('$twins'::text[])[$i], :token) AS released \\gset
 SELECT distlock_acquire(('$twins'::text[])[$i], scope => 'session') > :token, distlock_check(('$twins'::text[])[3 - $i], :token)}),
 			't|t', "the same hash: the next one of lock $i is told, and the other still held");
 		$node->safe_psql('postgres', "SELECT distlock_force_release(name) FROM distlock_leases WHERE $ours");
@@ -346,7 +346,7 @@ SELECT distlock_acquire(('$twins'::text[])[$i], scope => 'session') > :token, di
 	thaw($worker);
 
 	$token = $node->safe_psql('postgres', "SELECT distlock_acquire_all('$twins', '1h')");
-	$node->safe_psql('postgres', 'VACUUM FULL distlock_lease_table');
+	$node->safe_psql('postgres', 'REINDEX INDEX scattered; CLUSTER distlock_lease_table USING scattered');
 	is($node->safe_psql('postgres', "SELECT distlock_renew(unnest('$twins'::text[]), $token, '2h') > now()"),
 		"t\nt", 'the same hash: both are renewed');
 	crash($node);

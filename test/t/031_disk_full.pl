@@ -214,17 +214,25 @@ sql('CREATE TABLE work (what text)');
 # Of a lease that stays, and allows in the control row for two hours.
 my $kept = sql(q{SELECT distlock_acquire('kept', '2h')});
 
-# The next record of WAL needs a new file, for which there is no room.
-sub use_up_wal
+# Go on to the last file of WAL that there is room for.
+my $next_file = q{SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()};
+
+sub use_last_file
 {
 	my $ahead = sql(qq{
 SELECT count(*) FROM pg_ls_waldir()
 WHERE name ~ '^[0-9A-F]{24}\$' AND name > pg_walfile_name(pg_current_wal_insert_lsn())});
-	my $next = q{SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()};
 
-	sql($next) foreach 1 .. $ahead;
+	sql($next_file) foreach 1 .. $ahead;
 	fill(0);
-	sql($next);
+	return;
+}
+
+# The next record of WAL needs a new file.
+sub use_up_wal
+{
+	use_last_file();
+	sql($next_file);
 	return;
 }
 
@@ -332,7 +340,8 @@ foreach my $round (1 .. 3)
 	my $give_up = time + $PostgreSQL::Test::Utils::timeout_default;
 	my $since;
 
-	fill(rand 1024 * 1024);
+	use_last_file();
+	sql('SELECT pg_logical_emit_message(false, $$$$, repeat($$x$$, ' . int(300_000 + rand 600_000) . '))');
 	$load->open_sessions;
 	until (is_down())
 	{

@@ -277,9 +277,9 @@ sub take_reply
 
 	# A warning that the server ends may have come with it.
 	my ($reply, $stderr) = $client->{session}->get;
-	if ($stderr =~ /lost/)
+	if ($stderr =~ /server closed the connection|lost/)
 	{
-		# It has not come, and psql has connected again on its own.
+		# It has not come, though psql goes on.
 		$client->{session}->kill_client;
 		return 0;
 	}
