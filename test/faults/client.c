@@ -6,7 +6,8 @@
  * usage: client NUMBER WORKLOAD SEED DIRECTORY
  *
  * Connects by the environment, and again whenever the connection is lost, until
- * SIGTERM.  What it does and sees is in DIRECTORY/client-NUMBER.log, see
+ * SIGTERM.  LONGEST_TTL in the environment lets some durable leases live for so
+ * many ms.  What it does and sees is in DIRECTORY/client-NUMBER.log, see
  * session.c.
  *
  *-------------------------------------------------------------------------
@@ -22,6 +23,7 @@
 
 const Workload *workload;
 int			number;
+int			longest_ttl = 3000;	/* ms; of durable leases */
 const char *directory;
 volatile sig_atomic_t stopping;
 
@@ -91,6 +93,8 @@ main(int argc, char **argv)
 	}
 	srandom(strtoul(argv[3], NULL, 10));
 	directory = argv[4];
+	if (getenv("LONGEST_TTL"))
+		longest_ttl = atoi(getenv("LONGEST_TTL"));
 	sigaction(SIGTERM, &action, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	open_log();

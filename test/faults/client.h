@@ -60,6 +60,7 @@ typedef struct Workload
 /* client.c */
 extern const Workload *workload;
 extern int	number;
+extern int	longest_ttl;
 extern const char *directory;
 extern volatile sig_atomic_t stopping;
 

@@ -27,6 +27,8 @@ new_lease(const char *prefix, int nnames, bool may_be_session)
 		lease.ttl = 0;
 	lease.wait = chance(40) ? -1 : chance(30) ? 0 : pick(4000);
 	lease.durable = lease.scope == LEASE && chance(50);
+	if (lease.durable && chance(30))
+		lease.ttl = 1000 + pick(longest_ttl - 1000);
 	snprintf(lease.names, sizeof(lease.names), "%s%d", prefix, chance(50) ? 0 : pick(nnames));
 	return lease;
 }
@@ -143,7 +145,8 @@ void
 hold(Lease *lease)
 {
 	bool		session = lease->scope == SESSION;
-	int			steps = 1 + pick(6);
+	bool		longer = lease->ttl > 3000;
+	int			steps = 1 + pick(6) + (longer ? 4 : 0);
 
 	for (int i = 0; i < steps && !lease->in_doubt && !stopping; i++)
 	{
@@ -159,13 +162,13 @@ hold(Lease *lease)
 		if (workload->work && chance(50))
 			workload->work(lease);
 		else if (chance(35) && lease->ttl > 0)
-			renew(lease, chance(80) ? lease->ttl : 1000 + pick(2000));
+			renew(lease, longer || chance(80) ? lease->ttl : 1000 + pick(2000));
 		else if (chance(30))
 			use("check", lease);
 		else if (chance(4))
 			pause_ms(lease->ttl + 100);
 		else
-			pause_ms(pick(100));
+			pause_ms(pick(longer ? lease->ttl / 5 : 100));
 	}
 
 	if (session)

@@ -15,10 +15,20 @@ use Time::HiRes qw(CLOCK_MONOTONIC clock_gettime usleep);
 
 our @EXPORT = qw(now any_of slurp append begin_fault end_fault complain complaints
   process gone run_program run_to_end wait_until
-  stop_process see_to_stopped is_stopped start_client see_to_clients end_clients clients kill_client
-  judge clean_up_processes);
+  stop_process see_to_stopped is_stopped start_clients see_to_clients end_clients clients kill_client
+  make_tables look_at_end judge clean_up_processes);
 
 our $patience = 120;            # s until something that has to happen must have
+
+our $max_leases = 1000;         # of a server
+
+# How many clients of each workload.
+our %workloads = (
+	exclusive => 2, shared => 3, semaphore => 3, request => 2,
+	several => 2, guard => 2, file => 2,
+	takeover0 => 2, takeover1 => 2, takeover2 => 2, takeover3 => 2,
+	transaction => 3, lead => 2, watch => 2,
+	operator => 1, forced => 3, protect => 2, prepared => 3);
 
 our $dir;                       # where the notes are; to be set
 our $tick = sub { };            # what to see to while waiting; may be set
@@ -76,12 +86,12 @@ sub append
 	return;
 }
 
-# Note that a fault begins, before it does.
+# Note that a fault begins, before it does; or that it has begun.
 sub begin_fault
 {
-	my ($kind, $target) = @_;
+	my ($kind, $target, $since) = @_;
 
-	append('faults.log', int(now() * 1e6), 'begin', ++$nfaults, $kind, $target // '');
+	append('faults.log', int(($since // now()) * 1e6), 'begin', ++$nfaults, $kind, $target // '');
 	return $nfaults;
 }
 
@@ -206,6 +216,19 @@ sub start_client
 	return;
 }
 
+# Start all of them; $way tells how the nth client connects.
+sub start_clients
+{
+	my ($program, $way) = @_;
+	my $n = 0;
+
+	foreach my $workload (sort keys %workloads)
+	{
+		start_client($program, $workload, $way->($n++)) foreach 1 .. $workloads{$workload};
+	}
+	return;
+}
+
 # pid -> number, workload
 sub clients
 {
@@ -268,6 +291,70 @@ sub end_clients
 		$tick->();
 		usleep(20_000);
 	}
+	return;
+}
+
+# ---- The server ----
+
+sub make_tables
+{
+	my ($server) = @_;
+
+	defined $server->ask(
+		q{CREATE EXTENSION distlock;
+		  CREATE TABLE counters (name text, n integer);
+		  INSERT INTO counters SELECT 'e' || g, 0 FROM generate_series(0, 2) g;
+		  INSERT INTO counters SELECT p || g, 0 FROM unnest('{f,x}'::text[]) p, generate_series(0, 1) g;
+		  CREATE TABLE protected AS SELECT 'q' || g AS name, 0 AS n FROM generate_series(0, 1) g;
+		  SELECT distlock_protect('protected', '{name}');
+		  CREATE TABLE committed (name text, n integer, token bigint, client integer, op integer)})
+	  or die "could not make the tables\n";
+	return;
+}
+
+# Nothing must be left when all leases have run out.  Ask until it is so.
+sub look_at_end
+{
+	my ($server, @logs) = @_;
+	my %question = (
+		leases => 'SELECT count(*) FROM distlock_leases',
+		waiters => 'SELECT count(*) FROM distlock_waiters',
+		'not cleared' => 'SELECT count(*) FROM distlock_images',
+		prepared => 'SELECT count(*) FROM pg_prepared_xacts',
+		missing => "SELECT $max_leases - count(distlock_try_acquire('all ' || g, scope => 'session'))"
+		  . " FROM generate_series(1, $max_leases) g");
+	my %table = (
+		committed => 'committed',
+		counters => '(SELECT * FROM counters UNION ALL SELECT * FROM protected) t');
+	my $log = join '', map { slurp($_) } @logs;
+	my $give_up = now() + 30;
+
+	foreach my $name (sort keys %question)
+	{
+		my $value;
+
+		until (defined($value = $server->ask($question{$name})) && $value eq '0')
+		{
+			last if now() > $give_up;
+			usleep(200_000);
+		}
+		append('final.log', $name, $value // 'error');
+	}
+	foreach my $table (sort keys %table)
+	{
+		my $rows = $server->ask("SELECT * FROM $table{$table}");
+
+		complain("could not read table $table") if !defined $rows;
+		append($table, $_) foreach split /\n/, $rows // '';
+	}
+	foreach my $what (qw(statement lock idle-in-transaction))
+	{
+		my $count = () = $log =~ /due to $what timeout/g;
+
+		append('final.log', "$what timeouts", $count);
+	}
+	append('final.log', 'server', $_)
+	  foreach complaints(), $log =~ /^(.*(?:TRAP: |PANIC: |signal (?:4|6|7|8|11)\b).*)$/mg;
 	return;
 }
 

@@ -41,7 +41,8 @@ our $longest_ttl = 3 * $second;
 our $promotion = qr/^(?:promote|patroni)-/;
 our $crash = qr/^(?:kill-(?:backend|worker|postmaster)|immediate-stop)$|$promotion/;
 
-# Nobody is granted anything for so long afterwards.
+# Nobody is granted anything for so long afterwards, at the least: a TTL is
+# rounded up by a quarter.
 my $grace = 5 * $second;
 my $grace_of_promotion = 7 * $second;
 
@@ -124,6 +125,7 @@ sub read_client
 				lock_timeout => $lock_timeout,
 			};
 			push @calls, $open{$id} = $call;
+			$longest_ttl = max($longest_ttl, ($args->{ttl} // 0) * 1000);
 		}
 		elsif ($event eq 'lost')
 		{
@@ -185,7 +187,7 @@ sub in_grace
 {
 	my ($from, $to) = @_;
 
-	return fault($crash, $from - $grace, $to) || fault($promotion, $from - $grace_of_promotion, $to);
+	return fault($crash, $from - $grace, $to) || fault($promotion, $from - max($grace_of_promotion, 1.25 * $longest_ttl + 2 * $second), $to);
 }
 
 # When has the server noticed that nobody waits for an answer any more?

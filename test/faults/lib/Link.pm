@@ -1,8 +1,8 @@
 package Link;
 
-# A stretch of network: connections to a port of this machine are led to a
-# server's Unix socket by socat, which can be stopped (nothing gets through, and
-# nobody is told) or ended (both sides are told).
+# A stretch of network: connections to a port of this machine are led elsewhere,
+# to an address as socat takes it, by socat, which can be stopped (nothing gets
+# through, and nobody is told) or ended (both sides are told).
 
 use strict;
 use warnings;
@@ -39,7 +39,7 @@ sub open
 	my ($self) = @_;
 
 	$self->{pid} = run_program("$Faults::dir/links.log", { group => 1 }, 'socat',
-		"TCP-LISTEN:$self->{port},bind=127.0.0.1,fork,reuseaddr,backlog=128", "UNIX-CONNECT:$self->{target}");
+		"TCP-LISTEN:$self->{port},bind=127.0.0.1,fork,reuseaddr,backlog=128", $self->{target});
 	return;
 }
 
@@ -65,6 +65,14 @@ sub stop
 	my ($self) = @_;
 
 	kill 'STOP', -$self->{pid};
+	return;
+}
+
+sub go_on
+{
+	my ($self) = @_;
+
+	kill 'CONT', -$self->{pid};
 	return;
 }
 
