@@ -11,6 +11,6 @@
 #include "postgres.h"
 
 extern int64 dl_chores_start(void);
-extern PGDLLEXPORT void dl_chores_main(Datum database);
+extern PGDLLEXPORT void dl_chores_main(Datum arg);
 
 #endif							/* DISTLOCK_CHORES_H */

@@ -48,7 +48,7 @@ check_relation(Relation rel, char relkind)
 }
 
 static void
-check_row(Relation control, const HeapTupleHeader tuple)
+check_row(Relation control, HeapTupleHeader tuple)
 {
 	TupleDesc	desc = RelationGetDescr(control);
 	int			ncolumns = sizeof(DlControl) / sizeof(int64);

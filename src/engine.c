@@ -403,6 +403,7 @@ dl_engine_unguard(DlEngine *engine, int partition, DlGuard *guard, int64 now,
 		dlist_delete(&guard->link);
 	if (guard->pinned)
 	{
+		Assert(lease != NULL);
 		part->npins--;
 		if (--lease->npins == 0 && lease->state == DL_PINNED)
 		{

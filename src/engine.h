@@ -526,9 +526,9 @@ extern int	dl_engine_sweep(DlEngine *engine, int partition, int64 now,
 							int most, DlEffects *fx);
 extern int64 dl_engine_next_deadline(DlEngine *engine, int partition);
 extern bool dl_engine_take_stale(DlEngine *engine, int partition,
-								 DlGuard *guard, DlLease *lease, DlKey *key);
+								 DlGuard *copy, DlLease *lease_copy, DlKey *key);
 extern bool dl_engine_take_over(DlEngine *engine, int partition,
-								DlLease *lease, DlKey *key);
+								DlLease *copy, DlKey *key);
 extern void dl_engine_end_backend(DlEngine *engine, int partition, int backend,
 								  int64 now, DlEffects *fx);
 extern void dl_engine_remove(DlEngine *engine, int partition, Oid database,

@@ -49,7 +49,7 @@ typedef struct DlImageData
 #define DL_HEADER_SIZE	MAXALIGN(SizeofHeapTupleHeader)
 #define DL_SLOT_SIZE	(DL_HEADER_SIZE + sizeof(DlImageData))
 #define DL_SLOTS_PER_PAGE \
-	((BLCKSZ - SizeOfPageHeaderData) / (DL_SLOT_SIZE + sizeof(ItemIdData)))
+	((OffsetNumber) ((BLCKSZ - SizeOfPageHeaderData) / (DL_SLOT_SIZE + sizeof(ItemIdData))))
 
 typedef enum DlImageCheck
 {

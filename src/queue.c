@@ -388,8 +388,6 @@ look_around(DlEngine *engine, DlRequest *request, int64 now, DlLock **locks,
 	DlCounters *counters = &dl_partition_at(engine, request->keys[0].hash)->counters;
 
 	for (int i = 0; i < request->nkeys; i++)
-		locks[i] = NULL;
-	for (int i = 0; i < request->nkeys; i++)
 	{
 		if (!find_lock(engine, &request->keys[i], request->limit, now, fx, &locks[i]))
 		{
@@ -479,7 +477,7 @@ DlVerdict
 dl_engine_request(DlEngine *engine, DlRequest *request, int64 now,
 				  TimestampTz wall, DlLease **leases, DlEffects *fx)
 {
-	DlLock	   *locks[DL_KEYS_MAX];
+	DlLock	   *locks[DL_KEYS_MAX] = {NULL};
 	dlist_node *nodes[DL_KEYS_MAX];
 	dlist_node *images[DL_KEYS_MAX];
 	DlVerdict	verdict;

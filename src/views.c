@@ -68,6 +68,7 @@ copy_row(Copy *copy, int number, const DlLock *lock, const DlLease *lease,
 {
 	Row		   *row = &copy->rows[copy->nrows++];
 
+	Assert(copy->nrows <= copy->max_rows);
 	row->lock = number;
 	row->nwaiting = lock->nwaiting;
 	row->position = position;

@@ -187,6 +187,7 @@ recover(DlReserve *reserve, const DlRecovered *recovered, DlEffects *fx)
 		if (model.images[i].state != DL_IMAGE_FREE && model.images[i].lock == lock &&
 			model.images[i].token == recovered->token)
 			image = &model.images[i];
+	verify(CHECK_RECOVERY, image != NULL, "the disk has an image that nobody wrote");
 	dl_engine_recover(engine, reserve, recovered, model.now, fx);
 	image->record = dl_engine_find_image(engine, &recovered->key, recovered->token, recovered->nth);
 	verify(CHECK_RECOVERY, image->record != NULL, "a recovered image is not known");

@@ -72,11 +72,11 @@ extern void start_acquire_job(int backend);
 extern void start_renew_job(Claim *claim, int64 ttl);
 extern void start_clean_job(int table);
 extern bool is_storing(int job);
-extern bool step_job(int job);
+extern bool step_job(int number);
 extern int	random_job(void);
-extern void finish_critical_section(int job);
-extern void abandon_job(int job);
-extern void fail_job(int job);
+extern void finish_critical_section(int number);
+extern void abandon_job(int number);
+extern void fail_job(int number);
 
 /* crash.c */
 extern void begin_owed(void);

@@ -166,6 +166,7 @@ bail_out(int signal_number)
 	char		message[200];
 	int			n;
 
+	/* NOLINTNEXTLINE(bugprone-signal-handler): takes no lock, and the process ends */
 	n = snprintf(message, sizeof(message), "Bail out! Signal %d at seed %llu, step %lld\n",
 				 signal_number, (unsigned long long) seed, (long long) step);
 	if (write(STDOUT_FILENO, message, n) != n)

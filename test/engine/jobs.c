@@ -142,6 +142,7 @@ condemn_in(Job *job, int partition, const ModelLock *lock)
 	for (int i = 0; i < model.nlocks; i++)
 		if (model.locks[i].table == job->table)
 			any = &model.locks[i].key;
+	Assert(any != NULL);
 	for (int i = model.nstale[partition] - 1; i >= 0; i--)
 		if (model.stale[partition][i]->lock->table == job->table)
 			oldest = model.stale[partition][i];

@@ -844,7 +844,7 @@ model_overtake(Claim *claim, Claim *before)
 bool
 model_grant_for(int backend)
 {
-	Claim	   *claims[MAX_PARTS];
+	Claim	   *claims[MAX_PARTS] = {NULL};
 	int			n = 0;
 	Why			why;
 

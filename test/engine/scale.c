@@ -415,7 +415,7 @@ run_several(void *arg)
 	{
 		DlEffects	fx = DL_NO_EFFECTS;
 		DlLease    *leases[DL_KEYS_MAX];
-		int			chosen[SEVERAL_PARTS];
+		int			chosen[SEVERAL_PARTS] = {0};
 		uint32		partitions = 0;
 		DlVerdict	verdict;
 		int			looks = 0;

@@ -11,7 +11,7 @@ static ModelLock *
 lock_of_key(const DlKey *key)
 {
 	for (int i = 0;; i++)
-		if (memcmp(&model.locks[i].key, key, sizeof(DlKey)) == 0)
+		if (dl_same_key(&model.locks[i].key, key))
 			return &model.locks[i];
 }
 
@@ -196,7 +196,7 @@ enter(Session *session)
 {
 	DlRequest  *request = &session->request;
 	DlEffects	fx = DL_NO_EFFECTS;
-	ModelLock  *locks[MAX_PARTS];
+	ModelLock  *locks[MAX_PARTS] = {NULL};
 	DlLease    *records[DL_KEYS_MAX] = {NULL};
 	Claim	   *claims[MAX_PARTS] = {NULL};
 	bool		entered;
