@@ -80,6 +80,7 @@ default_version()
 }
 
 # The major version to work with: PG_VERSION, or the one this Debian carries.
+# PG_BIN is where its programs are, if not where Debian's package has them.
 choose_version()
 {
 	[ -n "${PG_VERSION:-}" ] || PG_VERSION=$(default_version)
@@ -88,7 +89,7 @@ choose_version()
 		PG_VERSION=$(default_version)
 	fi
 	[ -n "$PG_VERSION" ] || die "the package lists of this machine know no PostgreSQL"
-	pg_bin=/usr/lib/postgresql/$PG_VERSION/bin
+	pg_bin=${PG_BIN:-/usr/lib/postgresql/$PG_VERSION/bin}
 	PATH=$pg_bin:$PATH
 }
 
@@ -101,7 +102,10 @@ begin()
 	# Nothing of the caller's environment may lead a client elsewhere.
 	local variable
 	for variable in $(compgen -e PG || true); do
-		[ "$variable" = PG_VERSION ] || unset "$variable"
+		case $variable in
+			PG_VERSION | PG_BIN | PG_SOURCE) ;;
+			*) unset "$variable" ;;
+		esac
 	done
 	trap finish EXIT
 	trap 'exit 130' INT TERM
@@ -152,6 +156,46 @@ build_and_install()
 	make -C "$work/tree" -s "${make_args[@]}" || die "the build failed"
 	as_root make -C "$work/tree" -s "${make_args[@]}" install >/dev/null
 	if [ "$(id -u)" = 0 ]; then chown -R "$run_user" "$work"; fi
+}
+
+# Build PostgreSQL from Debian's source package, with assertions and ready for
+# valgrind, in a folder of $work or of KEEP_BUILD, unless that was done before.
+# Sets $build: its folders are source and installed.
+build_postgresql()
+{
+	local sources=$work/sources
+	local apt=(-o Dir::Etc::sourcelist="$sources/deb-src.list" -o Dir::Etc::sourceparts=-
+		-o Dir::State::lists="$sources/lists" -o Dir::Cache="$sources/cache")
+
+	# The package of PostgreSQL brings the user who runs servers.
+	apt_install "postgresql-$PG_VERSION" dpkg-dev gcc make libc6-dev bison flex \
+		libicu-dev libipc-run-perl libssl-dev pkg-config valgrind zlib1g-dev
+	run_user=postgres
+	build=${KEEP_BUILD:-$work}/postgresql-$PG_VERSION
+	[ ! -e "$build/done" ] || return 0
+
+	say "building PostgreSQL $PG_VERSION from its source package"
+	rm -rf --one-file-system "$build"
+	mkdir -p "$build" "$sources/lists/partial" "$sources/cache"
+	apt_update
+	apt-get indextargets 'Created-By: Packages' 'Label: Debian' \
+		--format 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(SITE) $(RELEASE) $(COMPONENT)' \
+		>"$sources/deb-src.list"
+	(
+		cd "$sources" &&
+			apt-get "${apt[@]}" update -q &&
+			apt-get "${apt[@]}" source -q --download-only "postgresql-$PG_VERSION" &&
+			dpkg-source --no-copy -x ./*.dsc "$build/source"
+	) >"$work/source.log" 2>&1 ||
+		{ tail -n 30 "$work/source.log" >&2; die "could not get the source package"; }
+	if [ "$(id -u)" = 0 ]; then chown -R "$run_user" "$build"; fi
+	as_user bash -e -c 'cd "$0/source"
+		./configure --prefix="$0/installed" --enable-cassert --enable-debug --enable-tap-tests \
+			--with-icu --with-openssl --without-readline CFLAGS=-Og CPPFLAGS=-DUSE_VALGRIND
+		make -s -j "$(nproc)" world-bin
+		make -s install-world-bin' "$build" >"$work/build.log" 2>&1 ||
+		{ tail -n 30 "$work/build.log" >&2; die "PostgreSQL could not be built"; }
+	touch "$build/done"
 }
 
 free_port()

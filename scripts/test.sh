@@ -5,7 +5,7 @@
 # Usage: scripts/test.sh [SUITE...]
 # Suites: engine model regress isolation pgtap tap faults demo; all without arguments.
 # PG_VERSION chooses another major version than Debian's own.  Logs are kept
-# when a test has failed.
+# when a test has failed.  scripts/test-assert.sh has one suite more, postgresql.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -48,6 +48,9 @@ run()
 			[ $status -eq 0 ] || cat regression.diffs output_iso/regression.diffs 2>/dev/null || true
 			rm -rf regression.diffs output_iso
 			;;
+		postgresql)
+			"$@" 2>&1 | tee "$log" || status=$?
+			;;
 		*)
 			# One line a test file, and all that failed or was said.
 			"$@" 2>&1 | tee "$log" | { grep --line-buffered -vE '^ *(ok|# Subtest)' || true; } || status=$?
@@ -72,9 +75,26 @@ demo()
 	fi
 }
 
+# PostgreSQL's own tests: who does not use distlock must not notice it.
+postgresql_tests()
+{
+	local test
+	local status=0
+
+	for test in regress isolation; do
+		rm -rf "$PG_SOURCE/src/test/$test/"{,output_iso/}regression.diffs
+	done
+	as_user make -C "$PG_SOURCE/src/test/regress" -s installcheck-parallel || status=$?
+	as_user make -C "$PG_SOURCE/src/test/isolation" -s installcheck \
+		EXTRA_REGRESS_OPTS="prepared-transactions prepared-transactions-cic" || status=$?
+	cat "$PG_SOURCE"/src/test/{regress,isolation/output_iso}/regression.diffs 2>/dev/null || true
+	return $status
+}
+
 for suite in "${suites[@]}"; do
 	case $suite in
 		engine | model | regress | isolation | pgtap | tap | faults | demo) ;;
+		postgresql) [ -n "${PG_SOURCE:-}" ] || die "scripts/test-assert.sh has the suite \"$suite\"" ;;
 		*) die "unknown suite \"$suite\"" ;;
 	esac
 done
@@ -163,7 +183,7 @@ for suite in "${suites[@]}"; do
 		model)
 			run model as_user test/model/check
 			;;
-		regress | isolation | pgtap)
+		regress | isolation | pgtap | postgresql)
 			if [ ! -d "$work/main" ]; then
 				start_cluster main "max_prepared_transactions = 10"
 			fi
@@ -177,6 +197,9 @@ for suite in "${suites[@]}"; do
 				pgtap)
 					install_pgtap
 					run pgtap as_user pg_prove -v test/pgtap/*.sql
+					;;
+				postgresql)
+					run postgresql postgresql_tests
 					;;
 			esac
 			;;
@@ -202,6 +225,11 @@ for suite in "${suites[@]}"; do
 			;;
 	esac
 done
+
+# A test that crashes servers on purpose does not notice that one has failed.
+if grep -r --include='*log' -a '^TRAP: ' "$work"; then
+	failed=$((failed + 1))
+fi
 
 [ "$failed" -eq 0 ] || keep=yes
 echo
