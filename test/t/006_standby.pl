@@ -63,13 +63,21 @@ is( $primary->safe_psql('postgres', q{SELECT count(*) FROM distlock_leases WHERE
 	1,
 	'the primary shows its lease');
 
-# What is written in place arrives.
+# What is written in place arrives.  The worker may write something of its own
+# between the one look and the other.
 sub arrives
 {
 	my ($test, $sql) = @_;
+	my $give_up = time + $PostgreSQL::Test::Utils::timeout_default;
+	my ($there, $here);
 
-	$primary->wait_for_catchup($standby);
-	is($session->run($sql), $primary->safe_psql('postgres', $sql), "standby: $test");
+	do
+	{
+		$primary->wait_for_catchup($standby);
+		$there = $session->run($sql);
+		$here = $primary->safe_psql('postgres', $sql);
+	} until ($there eq $here || time > $give_up);
+	is($there, $here, "standby: $test");
 	return;
 }
 
