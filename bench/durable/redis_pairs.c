@@ -183,5 +183,7 @@ main(int argc, char **argv)
 	for (int i = 0; i < nclients; i++)
 		pairs += clients[i].pairs;
 	printf("%.1f\n", pairs / (now() - start));
+	free(threads);
+	free(clients);
 	return 0;
 }

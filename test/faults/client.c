@@ -74,6 +74,7 @@ int
 main(int argc, char **argv)
 {
 	struct sigaction action = {.sa_handler = stop,.sa_flags = SA_RESTART};
+	const char *ttl;
 
 	if (argc != 5)
 	{
@@ -93,8 +94,9 @@ main(int argc, char **argv)
 	}
 	srandom(strtoul(argv[3], NULL, 10));
 	directory = argv[4];
-	if (getenv("LONGEST_TTL"))
-		longest_ttl = atoi(getenv("LONGEST_TTL"));
+	ttl = getenv("LONGEST_TTL");
+	if (ttl)
+		longest_ttl = atoi(ttl);
 	sigaction(SIGTERM, &action, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	open_log();

@@ -64,7 +64,7 @@ extern int	longest_ttl;
 extern const char *directory;
 extern volatile sig_atomic_t stopping;
 
-extern void die(const char *what);
+extern void die(const char *what) __attribute__((noreturn));
 extern int	pick(int n);
 extern bool chance(int percent);
 extern int64_t now_us(void);

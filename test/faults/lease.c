@@ -77,7 +77,7 @@ acquire(Lease *lease, const char *mode, int limit, const char *request, bool giv
 	if (limit > 0)
 		len += snprintf(arguments + len, sizeof(arguments) - len, ", max_holders => %d", limit);
 	if (request)
-		len += snprintf(arguments + len, sizeof(arguments) - len, ", request_id => '%s'", request);
+		snprintf(arguments + len, sizeof(arguments) - len, ", request_id => '%s'", request);
 	if (lease->wait >= 0 && chance(60))
 		snprintf(sql, sizeof(sql), "SELECT distlock_try_acquire%s(%s)", all, arguments);
 	else if (!lease->several && chance(20))

@@ -180,12 +180,13 @@ static void
 settle_all(void)
 {
 	char		gids[4096];
+	char	   *rest;
 
 	connect_again();
 	if (call("sql", NULL, "SELECT string_agg(gid, ' ') FROM pg_prepared_xacts",
 			 gids, sizeof(gids)) != ANSWERED)
 		return;
-	for (char *gid = strtok(gids, " "); gid; gid = strtok(NULL, " "))
+	for (char *gid = strtok_r(gids, " ", &rest); gid; gid = strtok_r(NULL, " ", &rest))
 	{
 		int			client;
 		int			op;
