@@ -14,7 +14,7 @@ use POSIX qw(WNOHANG);
 use Time::HiRes qw(CLOCK_MONOTONIC clock_gettime usleep);
 
 our @EXPORT = qw(now any_of slurp append begin_fault end_fault complain complaints
-  process gone run_program run_to_end wait_until
+  pids process gone run_program run_to_end wait_until pass ask_server
   stop_process see_to_stopped is_stopped start_clients see_to_clients end_clients clients kill_client
   make_tables look_at_end judge clean_up_processes);
 
@@ -74,6 +74,16 @@ sub wait_until
 	return;
 }
 
+# Let some seconds go by.
+sub pass
+{
+	my ($seconds) = @_;
+	my $end = now() + $seconds;
+
+	wait_until('time', sub { now() >= $end });
+	return;
+}
+
 # ---- Notes ----
 
 sub append
@@ -116,6 +126,11 @@ sub complaints
 }
 
 # ---- Processes ----
+
+sub pids
+{
+	return map { m{^/proc/(\d+)$} ? $1 : () } glob '/proc/[0-9]*';
+}
 
 # State and parent of a process.
 sub process
@@ -296,6 +311,19 @@ sub end_clients
 
 # ---- The server ----
 
+# The answer to a query, or undef.
+sub ask_server
+{
+	my ($host, $port, $sql) = @_;
+
+	open my $psql, '-|', 'timeout', $patience, 'psql', '-XAtq', '-F', "\t", '-v', 'ON_ERROR_STOP=1',
+	  '-h', $host, '-p', $port, '-U', 'postgres', '-d', 'postgres', '-c', $sql
+	  or die "could not run psql: $!";
+	local $/;
+	my $output = <$psql> // '';
+	return close $psql ? $output =~ s/\n\z//r : undef;
+}
+
 sub make_tables
 {
 	my ($server) = @_;
@@ -354,7 +382,7 @@ sub look_at_end
 		append('final.log', "$what timeouts", $count);
 	}
 	append('final.log', 'server', $_)
-	  foreach complaints(), $log =~ /^(.*(?:TRAP: |PANIC: |signal (?:4|6|7|8|11)\b).*)$/mg;
+	  foreach complaints(), $log =~ /^(.*(?:TRAP: |PANIC: | XX[0-9A-Z]{3} (?!wal|startup)|signal (?:4|6|7|8|11)\b).*)$/mg;
 	return;
 }
 

@@ -8,6 +8,7 @@ use strict;
 use warnings;
 
 use IO::Socket::INET;
+use POSIX qw(WNOHANG);
 use Faults;
 
 my @links;
@@ -59,11 +60,13 @@ sub is_cut
 	return is_stopped(-$self->{pid});
 }
 
-# Nothing gets through until further notice.
+# Nothing gets through until further notice.  A cut that would end by itself does
+# so before.
 sub stop
 {
 	my ($self) = @_;
 
+	see_to_stopped(-$self->{pid});
 	kill 'STOP', -$self->{pid};
 	return;
 }
@@ -84,6 +87,7 @@ sub close
 	see_to_stopped(-$self->{pid});
 	kill 'KILL', -$self->{pid};
 	waitpid $self->{pid}, 0;
+	$self->{pid} = undef;
 	return;
 }
 
@@ -96,9 +100,19 @@ sub reset
 	return;
 }
 
+# A port may have been taken by somebody else for a moment.
+sub see_to_all
+{
+	foreach my $link (@links)
+	{
+		$link->open if $link->{pid} && waitpid($link->{pid}, WNOHANG) == $link->{pid};
+	}
+	return;
+}
+
 sub close_all
 {
-	$_->close foreach @links;
+	$_->close foreach grep { $_->{pid} } @links;
 	return;
 }
 

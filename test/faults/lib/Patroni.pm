@@ -119,12 +119,12 @@ sub postmaster
 	return slurp("/proc/$pid/cmdline") =~ /\Q$self->{data}\E/ ? $pid : undef;
 }
 
-# All processes of the node: those whose command line names its folder, like Patroni
-# and a server that has no pid file yet, and what they have started.
+# All processes of the node: those of ours whose command line names its folder, like
+# Patroni and a server that has no pid file yet, and what they have started.
 sub processes
 {
 	my ($self) = @_;
-	my %parent = map { $_ => (process($_))[1] } map { m{^/proc/(\d+)$} ? $1 : () } glob '/proc/[0-9]*';
+	my %parent = map { $_ => (process($_))[1] } grep { -o "/proc/$_" } pids();
 	my @found = grep { slurp("/proc/$_/cmdline") =~ m{\Q$self->{dir}\E[/\0]} && !gone($_) } keys %parent;
 
 	for (my $i = 0; $i < @found; $i++)
@@ -244,17 +244,11 @@ sub post
 	return $patient->post("http://127.0.0.1:$self->{rest_port}/$path", { content => encode_json($content) });
 }
 
-# The answer to a query, or undef.
 sub ask
 {
 	my ($self, $sql) = @_;
 
-	open my $psql, '-|', 'timeout', $Faults::patience, 'psql', '-XAtq', '-F', "\t", '-v', 'ON_ERROR_STOP=1',
-	  '-h', $self->{dir}, '-p', $self->{port}, '-U', 'postgres', '-d', 'postgres', '-c', $sql
-	  or die "could not run psql: $!";
-	local $/;
-	my $output = <$psql> // '';
-	return close $psql ? $output =~ s/\n\z//r : undef;
+	return ask_server($self->{dir}, $self->{port}, $sql);
 }
 
 1;

@@ -110,8 +110,7 @@ sub children
 	my ($self, $title) = @_;
 
 	return if !$self->{postmaster};
-	return grep { (process($_))[1] == $self->{postmaster} && slurp("/proc/$_/cmdline") =~ $title }
-	  map { m{^/proc/(\d+)$} ? $1 : () } glob '/proc/[0-9]*';
+	return grep { (process($_))[1] == $self->{postmaster} && slurp("/proc/$_/cmdline") =~ $title } pids();
 }
 
 sub backends
@@ -240,15 +239,15 @@ sub end
 	my ($self, $signal) = @_;
 	my $pid = $self->{postmaster};
 
+	end_fault($self->{down}{fault}) if $self->{down} && $self->{down}{fault};
 	$self->end_postmaster($signal) if $pid;
+	$self->{postmaster} = $self->{down} = undef;
 	wait_until(
 		'end of the server',
 		sub {
 			$pid = undef if $pid && waitpid($pid, WNOHANG) == $pid;
 			return !$pid && !$self->has_orphans;
 		});
-	$self->{postmaster} = undef;
-	$self->{down} = undef;
 	return;
 }
 
@@ -260,17 +259,11 @@ sub wait_until_up
 	return;
 }
 
-# The answer to a query, or undef.
 sub ask
 {
-	my ($self, $sql, $limit) = @_;
+	my ($self, $sql) = @_;
 
-	open my $psql, '-|', 'timeout', $limit // $Faults::patience, 'psql', '-XAtq', '-F', "\t", '-v', 'ON_ERROR_STOP=1',
-	  '-h', $self->{dir}, '-p', 5432, '-U', 'postgres', '-d', 'postgres', '-c', $sql
-	  or die "could not run psql: $!";
-	local $/;
-	my $output = <$psql> // '';
-	return close $psql ? $output =~ s/\n\z//r : undef;
+	return ask_server($self->{dir}, 5432, $sql);
 }
 
 1;
