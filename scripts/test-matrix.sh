@@ -73,7 +73,7 @@ for version in "${versions[@]}"; do
 	copy_tree "$root/distlock"
 
 	say "PostgreSQL $version, Debian $debian${extra:+ with $extra}"
-	inside env PG_VERSION="$version" /distlock/scripts/test.sh ${SUITES:-} 2>&1 | tee "$work/$version.log" || failed=yes
+	inside env PG_VERSION="$version" /distlock/scripts/test.sh ${SUITES:-} 2>&1 | tee "$work/$version.log" || failed=yes keep=yes
 	result=$(grep -E '^[0-9]+ passed, ' "$work/$version.log" || echo "did not come to its end")
 	results+=("PostgreSQL $version: $result")
 done

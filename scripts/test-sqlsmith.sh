@@ -45,10 +45,18 @@ narrow_sqlsmith()
 	SQL
 }
 
+pids=()
+
+finish()
+{
+	[ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true
+	cleanup
+}
+
 # Run the generators side by side; they fight for the same locks.
 run_generators()
 {
-	local pids=() pid n status
+	local pid n status
 
 	for n in 1 2; do
 		timeout "$seconds" sqlsmith --seed=$((seed + n)) --exclude-catalog --verbose \
@@ -67,6 +75,7 @@ run_generators()
 			*) complain "a generator ended with status $status; see smith*.log and calls*.log" ;;
 		esac
 	done
+	pids=()
 }
 
 complain()
@@ -84,7 +93,11 @@ judge_log()
 	fi
 }
 
-# figures DATABASE: what came of its statements.
+# Two refuse all that they are called for; one needs a damaged lease table, one is
+# for COPY ... FROM, which a trigger refuses.
+cannot_return=distlock_refuse_change,distlock_refuse_write,distlock_discard_damaged,distlock_image_recv
+
+# figures DATABASE: what came of its statements; sets $never.
 figures()
 {
 	local never
@@ -97,8 +110,9 @@ figures()
 		SELECT calls, funcname FROM pg_stat_user_functions WHERE funcname LIKE 'distlock\_%' ORDER BY calls DESC"
 	never=$(psql -X -q -A -t -d "$1" -c "
 		SELECT string_agg(proname, ', ' ORDER BY proname) FROM pg_proc
-		WHERE proname LIKE 'distlock\_%' AND oid NOT IN (SELECT funcid FROM pg_stat_user_functions)")
-	echo "never: ${never:-none}"
+		WHERE proname LIKE 'distlock\_%' AND oid NOT IN (SELECT funcid FROM pg_stat_user_functions)
+		AND proname <> ALL ('{$cannot_return}')")
+	echo "never: ${never:-none but those that cannot}"
 }
 
 begin
@@ -131,6 +145,7 @@ judge_log
 for database in smith fuzz; do
 	figures "$database"
 done
+[ -z "$never" ] || complain "these functions were never reached: $never"
 say "statements"
 echo "sqlsmith: $(grep -hE '^[.eStC]+$' "$work"/smith*.log | tr -d '\n' | wc -c), calls: $(awk '{ n += $1 } END { print n }' "$work"/calls*.log)"
 [ "${keep:-no}" = no ] || die "see $work/main/log, and bad.log next to it"

@@ -38,8 +38,10 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 	(CACHELINEALIGN(sizeof(DlLock)) + MAXALIGN(sizeof(DlGuard)) + \
 	 DL_NPARTITIONS * sizeof(dlist_head) + sizeof(DlWatcher) + sizeof(DlSession))
 
+#define SIZE_OF_THE_REST	(1024 * 1024)
+
 StaticAssertDecl((uint64) DL_MOST_LEASES * LEASE_SIZE +
-				 (uint64) MAX_BACKENDS * BACKEND_SIZE < PG_UINT32_MAX,
+				 (uint64) MAX_BACKENDS * BACKEND_SIZE + SIZE_OF_THE_REST < PG_UINT32_MAX,
 				 "shared memory may take more than 4 GB");
 
 /* The documentation says about 1.4 kB. */
@@ -66,6 +68,8 @@ shmem_request(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
+	Assert(shared_size() <= (Size) dl_max_leases * LEASE_SIZE +
+		   (Size) MaxBackends * BACKEND_SIZE + SIZE_OF_THE_REST);
 	RequestAddinShmemSpace(shared_size());
 	RequestNamedLWLockTranche("distlock", DL_NPARTITIONS);
 	RequestNamedLWLockTranche("distlock_token", 1);
