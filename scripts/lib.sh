@@ -20,6 +20,22 @@ die()
 	exit 1
 }
 
+# minutes_and_seed MINUTES [--minutes N] [--seed S]: sets $minutes and $seed.
+minutes_and_seed()
+{
+	minutes=$1
+	seed=$RANDOM
+	shift
+	while [ $# -gt 0 ]; do
+		case $1 in
+			--minutes) minutes=${2:?} ;;
+			--seed) seed=${2:?} ;;
+			*) die "unknown argument \"$1\"" ;;
+		esac
+		shift 2
+	done
+}
+
 as_root()
 {
 	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi

@@ -12,16 +12,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-minutes=3
-seed=$RANDOM
-while [ $# -gt 0 ]; do
-	case $1 in
-		--minutes) minutes=${2:?} ;;
-		--seed) seed=${2:?} ;;
-		*) die "unknown argument \"$1\"" ;;
-	esac
-	shift 2
-done
+minutes_and_seed 3 "$@"
 
 begin
 apt_install "${faults_packages[@]}"

@@ -10,16 +10,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-minutes=10
-seed=$RANDOM
-while [ $# -gt 0 ]; do
-	case $1 in
-		--minutes) minutes=${2:?} ;;
-		--seed) seed=${2:?} ;;
-		*) die "unknown argument \"$1\"" ;;
-	esac
-	shift 2
-done
+minutes_and_seed 10 "$@"
 
 # sqlsmith chooses among all functions of the catalogs, and would rarely come upon
 # ours.  This view, which it finds first, has ours and what makes arguments for
