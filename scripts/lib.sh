@@ -261,6 +261,9 @@ run_faults()
 		as_user make -C "$faults" -s PG_CONFIG="$pg_bin/pg_config" || return
 	for servers in alone sync async; do
 		as_user env PATH="$PATH" "$faults/run" --minutes "$minutes" --seed "$2" \
-			--servers $servers "$work/faults-$servers" || return
+			--servers $servers "$work/faults-$servers" | tee "$work/$servers.log" || return
 	done
+	awk '$1 ~ /^(operations|grants|faults|violations)$/ { n[$1] += $2 }
+		END { for (what in n) printf "in all: %s %d\n", what, n[what] }' \
+		"$work"/{alone,sync,async}.log
 }
