@@ -26,14 +26,14 @@ use Exporter qw(import);
 use List::Util qw(any first max min);
 
 our @EXPORT = qw(
-  $forever $second $longest_ttl
+  $forever $second
   $promotion $crash $lossy $cut $standby $stopped $server $clock
-  @calls @grants @faults
+  %workload @calls @grants @faults
   read_history lines describe ok refused conflict fault in_grace may_be_lost may_be_gone);
 
 our $forever = 9e18;
 our $second = 1_000_000;
-our $longest_ttl = 3 * $second;
+my $longest_ttl = 3 * $second;
 
 # ---- Kinds of faults ----
 
@@ -46,13 +46,15 @@ our $crash = qr/^(?:kill-(?:backend|worker|postmaster)|immediate-stop)$|$promoti
 my $grace = 5 * $second;
 my $grace_of_promotion = 7 * $second;
 
-# What was acknowledged may be gone, too, and no lease from before is of use.
+# What was acknowledged may be gone, too, and no lease from before is of use.  The
+# standby may be so much behind, and more if it was away.
 our $lossy = qr/^promote-async$/;
 my $unsynced = 5 * $second;
 
-# The cluster may take so long to find out.
+# There is a leader that writes when it is over, but the cluster may take so long to
+# take notice of what it was: ttl, loop_wait and retry_timeout.
 my $detected_late = qr/^patroni-/;
-my $detection = 60 * $second;
+my $detection = 10 * $second;
 
 # After a crash, what has to be on the standby waits until that has connected again.
 my $with_standby = qr/standby|$promotion/;
@@ -61,8 +63,9 @@ my $reconnection = 3 * $second;
 # Clients are cut off, which the server may not know.
 our $cut = qr/^(?:cut|reset)-client$/;
 
-# What has to be on the standby has to wait.
+# What has to be on the standby has to wait, if any has.
 our $standby = qr/^(?:cut|stop|kill)-standby$/;
+my $asynchronous = qr/^(?:servers|promote)-async$/;
 
 # Who is stopped may hold up others.  A worker that was asleep does not.
 our $stopped = qr/^stop-(?:backend|busy-worker)$/;
@@ -75,6 +78,7 @@ our $clock = qr/^clock$/;
 
 # ---- Reading ----
 
+our %workload;                  # by client
 our @calls;
 our @grants;
 our @faults;
@@ -106,7 +110,11 @@ sub read_client
 		my ($time, $event, $id, @rest) = @$line;
 		my $args = arguments(@rest);
 
-		if ($event eq 'connect')
+		if ($event eq 'begin')
+		{
+			$workload{$client} = $args->{workload};
+		}
+		elsif ($event eq 'connect')
 		{
 			$connection++;
 			$lock_timeout = $args->{lock_timeout};
@@ -166,7 +174,26 @@ sub read_faults
 	{
 		$_->{to} += $reconnection foreach grep { $_->{kind} =~ $crash } @faults;
 	}
+	$_->{unsynced} = unsynced_since($_) foreach grep { $_->{kind} =~ $lossy } @faults;
+	if (any { $_->{kind} =~ $asynchronous } @faults)
+	{
+		$_->{harmless} = 1 foreach grep { $_->{kind} =~ $standby } @faults;
+	}
 	return;
+}
+
+# From when on may what was acknowledged be missing on the standby that took over?
+# It does not catch up between one time away and the next.
+sub unsynced_since
+{
+	my ($fault) = @_;
+	my $since = $fault->{from};
+
+	foreach my $away (sort { $b->{from} <=> $a->{from} } grep { $_->{kind} =~ $standby } @faults)
+	{
+		$since = min($since, $away->{from}) if $away->{to} + $reconnection >= $since;
+	}
+	return $since - $unsynced;
 }
 
 # Was there a fault of these kinds, to this target if one is given, at any time
@@ -176,7 +203,7 @@ sub fault
 	my ($kinds, $from, $to, $target) = @_;
 
 	return any {
-		$_->{kind} =~ $kinds && $_->{from} <= $to && $_->{to} >= $from
+		$_->{kind} =~ $kinds && !$_->{harmless} && $_->{from} <= $to && $_->{to} >= $from
 		  && (!defined $target || $_->{target} eq $target)
 	} @faults;
 }
@@ -194,14 +221,14 @@ sub in_grace
 sub end_unanswered
 {
 	my %killed = map { $_->{target} => $_->{to} } grep { $_->{kind} eq 'kill-client' } @faults;
-	my @cuts = grep { $_->{kind} =~ $cut } @faults;
+	my @delays = grep { $_->{kind} =~ /$cut|$stopped|$standby/ } @faults;
 
 	foreach my $call (grep { !defined $_->{answered} } @calls)
 	{
 		my $lost = $call->{lost} // $killed{ $call->{client} } // next;
 
 		$call->{gone} = $second + max($lost,
-			map { $_->{to} } grep { $_->{from} <= $lost && $_->{to} >= $call->{sent} } @cuts);
+			map { $_->{to} } grep { $_->{from} <= $lost && $_->{to} >= $call->{sent} } @delays);
 	}
 	return;
 }
@@ -240,7 +267,8 @@ sub may_be_lost
 {
 	my ($call) = @_;
 
-	return fault($lossy, $call->{sent}, $call->{answered} + $unsynced);
+	return any { $_->{kind} =~ $lossy && $_->{unsynced} <= $call->{answered} && $_->{to} >= $call->{sent} }
+	@faults;
 }
 
 # ---- Leases as their holders believe in them ----
@@ -359,7 +387,7 @@ sub make_grants
 			$call->{level} = $open->{level};
 			push @{ $open->{leases} }, $call if $args->{scope} eq 'transaction';
 			$call->{forced} = min $forever,
-			  map { $_->{sent} } grep { ($_->{answered} // $forever) >= $first_sent }
+			  map { $_->{sent} } grep { ($_->{answered} // $_->{gone} // $forever) >= $first_sent }
 			  map { @{ $forced{$_} // [] } } @{ $call->{names} };
 			next;
 		}

@@ -7,7 +7,7 @@ use strict;
 use warnings;
 
 use Exporter qw(import);
-use List::Util qw(any first max min);
+use List::Util qw(any first max min uniq);
 
 use History;
 
@@ -24,9 +24,10 @@ my $typical;
 my %by_name;                    # grants
 my %acquires;                   # calls, by name
 my %settled;                    # writer and op -> calls that finish that prepared transaction
+my %requests;                   # request -> calls
 
 # What a careful client has to be ready for.
-my %expected = map { $_ => 1 } qw(55P03 57014 57P01 57P02 57P03 LK001 25P02 25P03);
+my %expected = map { $_ => 1 } qw(55P03 57014 57P01 57P02 57P03 25P02 25P03);
 
 # Likewise, where another server may take over: one that is a standby as yet.
 my %expected_in_promotion = ('25006' => 1);
@@ -100,7 +101,7 @@ sub first_settled
 	my ($prepare) = @_;
 	my $calls = $settled{"$prepare->{client} $prepare->{args}{op}"} // [];
 
-	return min $forever, map { $_->{sent} } @$calls;
+	return min $forever, map { $_->{sent} } grep { !$_->{answer}{error} } @$calls;
 }
 
 # Was this transaction prepared, as far as we know?
@@ -239,7 +240,7 @@ sub check_settled
 	foreach my $call (grep { ($_->{answer}{error} // '') eq '42704' } @calls)
 	{
 		violation('prepared', describe($prepare) . ' is gone before ' . describe($call))
-		  unless any { $_ != $call && $_->{sent} < $call->{answered} } @calls;
+		  unless any { !$_->{answer}{error} && $_->{sent} < $call->{answered} } @calls;
 	}
 	return;
 }
@@ -300,30 +301,47 @@ sub check_file
 
 # ---- Waiting ----
 
+# Is the same request under way in another session?
+sub asked_elsewhere
+{
+	my ($call) = @_;
+
+	return any {
+		$_ != $call && $_->{sent} < $call->{answered}
+		  && ($_->{answered} // $_->{gone} // $forever) > $call->{sent}
+	} @{ $requests{ $call->{args}{request} // '' } // [] };
+}
+
 # Whoever has been waiting for more than a second when another begins to is
-# granted first.  Only where nothing can have kept its request from the queue,
-# or a grant from being told: no client was stopped from when it was sent until
-# the other one was, no server process (but for a sleeping worker) until both were
-# told, and no crash or cut.
+# granted first, and so if it gives up, nobody has passed it a second before.  Only
+# where nothing can have kept its request from the queue, or a grant from being
+# told: its client was not stopped until the other's request was sent, or until it
+# had given up, no server process (but for a sleeping worker) until both were
+# answered, and no crash or cut.
 sub check_fifo
 {
 	my ($name) = @_;
-	my @fresh = grep { !$_->{again} } @{ $by_name{$name} };
-	my @long = grep { $_->{told} - $_->{sent} > $second } @fresh;
+	my @fresh = grep { !$_->{again} } @{ $acquires{$name} };
+	my @granted = grep { defined $_->{token} } @fresh;
+	my @long = grep {
+		(defined $_->{token} || (gave_up($_) && !asked_elsewhere($_)))
+		  && $_->{answered} - $_->{sent} > $second
+	} @fresh;
 
 	foreach my $early (@long)
 	{
-		foreach my $late (@fresh)
+		my $gave_up = !defined $early->{token};
+
+		foreach my $late (@granted)
 		{
-			next if $late->{sent} < $early->{sent} + $second || $late->{sent} > $early->{told};
+			next if $late->{sent} < $early->{sent} + $second || $late->{sent} > $early->{answered};
 			next unless conflict($early, $late) || $early->{args}{limit};
-			my $end = max($early->{told}, $late->{told});
 			next
-			  if fault(qr/^stop-client$/, $early->{sent}, $late->{sent})
-			  || fault($server, $early->{sent}, $end);
+			  if fault(qr/^stop-client$/, $early->{sent}, $gave_up ? $early->{answered} : $late->{sent}, $early->{client})
+			  || fault($server, $early->{sent}, max($early->{answered}, $late->{told}));
 			$n{'ordered pairs of waiters'}++;
 			violation('fifo', "$name: " . describe($late) . ' before ' . describe($early))
-			  if $late->{token} < $early->{token};
+			  if $gave_up ? $late->{told} < $early->{answered} - $second : $late->{token} < $early->{token};
 		}
 	}
 	return;
@@ -363,7 +381,7 @@ sub check_takeover
 
 		if (  !undisturbed($next->{client}, $deadline - 100_000, $next->{told})
 			|| in_grace($deadline, $next->{told})
-			|| any { $_->{sent} < $next->{told} && ($_->{gone} // $forever) > $deadline - $longest_ttl - $second }
+			|| any { $_->{sent} < $next->{told} && ($_->{gone} // $forever) + $_->{args}{ttl} * 1000 > $deadline - $second }
 			@unanswered)
 		{
 			push @disturbed, $ms;
@@ -395,24 +413,26 @@ sub check_takeovers
 # wait for longer unless a fault explains it.  The lease of a request that was
 # repeated is waited for by the one who asked last.  What PostgreSQL's lock manager
 # does goes by the wall clock: lock_timeout there, and the wait for a prepared
-# transaction.
+# transaction.  Statements that may wait for a row lock are not looked at.
 sub check_wait
 {
+	my $prompt =
+	  qr/^(?:acquire|watch|renew|check|guard|release|release-at-commit|force|commit|prepare|settle|end)$/;
 	my %prepared = map { ($_->{names}[0] => 1) } grep { $_->{what} eq 'prepare' } @calls;
 
-	foreach my $call (grep { $_->{what} =~ /^(?:acquire|watch|renew|check|guard|release)$/ } @calls)
+	foreach my $call (grep { $_->{what} =~ $prompt } @calls)
 	{
 		my $end = $call->{answered} // $call->{lost} // next;
 		my $is_acquire = $call->{what} eq 'acquire';
 		my $wait = $call->{args}{wait} // 0;
 		my $longest = $wait < 0 ? $forever : $wait * 1000;
 		my $lock_timeout = $call->{lock_timeout} ? $call->{lock_timeout} * 1000 : $forever;
-		my $stepped = fault($clock, 0, $end);
+		my $stepped = fault($clock, $call->{sent}, $end);
 
 		next if $stepped && any { $prepared{$_} } @{ $call->{names} };
 		violation('wait', 'given up too early: ' . describe($call))
 		  if gave_up($call)
-		  && ($call->{args}{request} // '') eq ''
+		  && !asked_elsewhere($call)
 		  && $end < $call->{sent} + min($longest, $lock_timeout)
 		  && !($stepped && $call->{lock_timeout});
 
@@ -475,13 +495,17 @@ sub check_seen
 	violation('watch', describe($watch) . " sees $seen, which nobody can have")
 	  if $which ? $which->{first_sent} > $watch->{answered}
 	  : !any { !defined $_->{answered} && $_->{sent} < $watch->{answered} } @{ $acquires{$name} };
-	return if fault($lossy, 0, $watch->{answered});
 
-	my $last = $newest->{"$watch->{client} $name"} // 0;
-	my $newer = first { $_->{token} > $seen && $_->{told} < $watch->{sent} } @grants;
-	violation('watch', describe($watch) . " sees $seen after $last") if $seen < $last;
+	# A promotion may have undone what was before it.
+	my $last = $newest->{"$watch->{client} $name"};
+	my $newer = first {
+		$_->{token} > $seen && $_->{told} < $watch->{sent}
+		  && !fault($lossy, $_->{told}, $watch->{answered})
+	} @grants;
+	violation('watch', describe($watch) . " sees $seen after " . describe($last))
+	  if $last && $seen < seen($last) && !fault($lossy, $last->{sent}, $watch->{answered});
 	violation('watch', describe($watch) . " sees $seen, after " . describe($newer)) if $newer;
-	$newest->{"$watch->{client} $name"} = $seen;
+	$newest->{"$watch->{client} $name"} = $watch;
 	return;
 }
 
@@ -516,7 +540,7 @@ sub changed
 # A watcher is told of a change in time.
 sub check_watch
 {
-	my %newest;                 # client and name -> the last token told
+	my %newest;                 # client and name -> the last that was told a token
 
 	foreach my $watch (grep { $_->{what} eq 'watch' } @calls)
 	{
@@ -544,6 +568,7 @@ sub check_errors
 		violation('errors', "$error: " . describe($call))
 		  unless $expected{$error}
 		  || $expected_of{ $call->{what} }{$error}
+		  || ($error eq 'LK001' && ($call->{token} || $call->{what} eq 'end'))
 		  || ($promoted && $expected_in_promotion{$error});
 	}
 	return;
@@ -564,12 +589,36 @@ sub check_end
 	return;
 }
 
-# Apply all rules to the history that has been read.
+# A run of so many minutes has something to show.
+sub check_least
+{
+	my ($minutes) = @_;
+	my %done =
+	  map { ($workload{ $_->{client} } // '' => 1) }
+	  grep { defined($_->{token} // $_->{answer}{value}) }
+	  grep { $_->{answer} && $_->{what} =~ /^(?:acquire|watch|force)$/ } @calls;
+
+	violation('least', 'there are no clients') if !%workload;
+	foreach my $name ('final.log', 'counters', $minutes >= 1 ? 'committed' : ())
+	{
+		violation('least', "there is nothing in $name") if !lines($name);
+	}
+	foreach my $name (uniq sort values %workload)
+	{
+		violation('least', "clients of workload $name were granted nothing") if !$done{$name};
+	}
+	violation('least', @late . ' takeovers')
+	  if @late < int($minutes) && fault(qr/^servers-alone$/, 0, $forever);
+	return;
+}
+
+# Apply all rules to the history that has been read, of a run of so many minutes if
+# it has to have come to something.
 sub judge
 {
-	my ($lost, $repeated, @files);
+	my ($minutes, $lost, $repeated, @files);
 
-	($bound, $typical, $lost, $repeated, @files) = @_;
+	($bound, $typical, $minutes, $lost, $repeated, @files) = @_;
 	foreach my $lease (@grants)
 	{
 		push @{ $by_name{$_} }, $lease foreach @{ $lease->{names} };
@@ -578,6 +627,7 @@ sub judge
 	{
 		push @{ $settled{"$call->{args}{writer} $call->{args}{op}"} }, $call if $call->{what} eq 'settle';
 		next if $call->{what} ne 'acquire';
+		push @{ $requests{ $call->{args}{request} } }, $call if $call->{args}{request} ne '';
 		push @{ $acquires{$_} }, $call foreach @{ $call->{names} };
 	}
 	violation('lost', describe($_) . ' of ' . describe($_->{lease})) foreach @$lost;
@@ -605,6 +655,7 @@ sub judge
 	check_watch();
 	check_errors();
 	check_end();
+	check_least($minutes) if defined $minutes;
 	return;
 }
 
