@@ -400,14 +400,14 @@ sub clean_up_processes
 	return;
 }
 
-# Have the history judged; returns the exit status, and removes the notes if
-# nothing is wrong.
+# Have the history of so many minutes judged; returns the exit status, and removes
+# the notes if nothing is wrong.
 sub judge
 {
-	my ($here, $keep) = @_;
+	my ($here, $minutes, $keep) = @_;
 
 	print slurp("$dir/clients.err");
-	if (system($^X, "$here/check", $dir) == 0 && !$keep)
+	if (system($^X, "$here/check", '--least', $minutes, $dir) == 0 && !$keep)
 	{
 		system('rm', '-rf', $dir);
 		return 0;
