@@ -429,7 +429,7 @@ sub check_wait
 		my $lock_timeout = $call->{lock_timeout} ? $call->{lock_timeout} * 1000 : $forever;
 		my $stepped = fault($clock, $call->{sent}, $end);
 
-		next if $stepped && any { $prepared{$_} } @{ $call->{names} };
+		next if fault($clock, 0, $end) && any { $prepared{$_} } @{ $call->{names} };
 		violation('wait', 'given up too early: ' . describe($call))
 		  if gave_up($call)
 		  && !asked_elsewhere($call)
