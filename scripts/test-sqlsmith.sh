@@ -91,8 +91,6 @@ cannot_return=distlock_refuse_change,distlock_refuse_write,distlock_discard_dama
 # figures DATABASE: what came of its statements; sets $never.
 figures()
 {
-	local never
-
 	say "$1: errors by SQLSTATE"
 	sed -nE "s/^[^ ]+ [^ ]+ [^ ]+ \\[[0-9]+\\] $1 ([0-9A-Z]{5}) (ERROR|FATAL):.*/\\1/p" "$work/main/log" |
 		sort | uniq -c | sort -rn
