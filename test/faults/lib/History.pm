@@ -82,6 +82,7 @@ our %workload;                  # by client
 our @calls;
 our @grants;
 our @faults;
+my %of_kinds;                   # the same, by a pattern of kinds, in order
 my $dir;
 
 # The lines of a file, split at tabs.  The last may have been cut off.
@@ -202,10 +203,13 @@ sub fault
 {
 	my ($kinds, $from, $to, $target) = @_;
 
-	return any {
-		$_->{kind} =~ $kinds && !$_->{harmless} && $_->{from} <= $to && $_->{to} >= $from
-		  && (!defined $target || $_->{target} eq $target)
-	} @faults;
+	$of_kinds{$kinds} //= [ sort { $a->{from} <=> $b->{from} } grep { $_->{kind} =~ $kinds && !$_->{harmless} } @faults ];
+	foreach my $fault (@{ $of_kinds{$kinds} })
+	{
+		last if $fault->{from} > $to;
+		return 1 if $fault->{to} >= $from && (!defined $target || $fault->{target} eq $target);
+	}
+	return 0;
 }
 
 # Was the server down, or granted nothing because it had been, at any time from ..
