@@ -103,6 +103,7 @@ extern void write_guarded(Lease *lease);
 extern void write_forced(Lease *lease);
 extern void write_protected(Lease *lease);
 extern void write_prepared(Lease *lease);
+extern void settle_all(void);
 extern void finish_prepared(void);
 extern void write_file(Lease *lease);
 

@@ -90,6 +90,15 @@ ask_for_lease(void)
 		hold(&lease);
 }
 
+/* What the dead have left prepared keeps everybody from the lock. */
+static void
+ask_to_prepare(void)
+{
+	if (chance(30))
+		settle_all();
+	ask_for_lease();
+}
+
 /*
  * Two clients, one lock: one of them holds it, the other waits, and nobody else
  * comes by.  Whoever has held it asks again only long after the other should have
@@ -250,7 +259,7 @@ const Workload workloads[] = {
 	{.name = "guard",.ask = ask_for_lease,.prefix = "e",.nnames = 3,.work = write_guarded,.walk_away = 10},
 	{.name = "file",.ask = ask_for_lease,.prefix = "e",.nnames = 3,.work = write_file,.walk_away = 10},
 	{.name = "protect",.ask = ask_for_lease,.prefix = "q",.nnames = 2,.work = write_protected,.walk_away = 10},
-	{.name = "prepared",.ask = ask_for_lease,.prefix = "x",.nnames = 2,.work = write_prepared,
+	{.name = "prepared",.ask = ask_to_prepare,.prefix = "x",.nnames = 2,.work = write_prepared,
 	.walk_away = 10,.finish = finish_prepared},
 };
 const int	nworkloads = lengthof(workloads);

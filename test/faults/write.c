@@ -176,7 +176,7 @@ settle(int client, int op, bool commit)
  * Settle all transactions that this client, or one that is dead, has left
  * prepared.
  */
-static void
+void
 settle_all(void)
 {
 	char		gids[4096];
