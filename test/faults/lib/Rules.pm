@@ -317,12 +317,14 @@ sub asked_elsewhere
 # where nothing can have kept its request from the queue, or a grant from being
 # told: its client was not stopped until the other's request was sent, or until it
 # had given up, no server process (but for a sleeping worker) until both were
-# answered, and no crash or cut.
+# answered, no crash or cut, and nobody ended leases by force, after which a request
+# whose grant it had not been told yet queues up anew.
 sub check_fifo
 {
 	my ($name) = @_;
 	my @fresh = grep { !$_->{again} } @{ $acquires{$name} };
 	my @granted = grep { defined $_->{token} } @fresh;
+	my @forced = grep { $_->{what} eq 'force' && $_->{names}[0] eq $name } @calls;
 	my @long = grep {
 		(defined $_->{token} || (gave_up($_) && !asked_elsewhere($_)))
 		  && $_->{answered} - $_->{sent} > $second
@@ -332,6 +334,9 @@ sub check_fifo
 	{
 		my $gave_up = !defined $early->{token};
 
+		next
+		  if any { $_->{sent} < $early->{answered} && ($_->{answered} // $_->{gone} // $forever) > $early->{sent} }
+		  @forced;
 		foreach my $late (@granted)
 		{
 			next if $late->{sent} < $early->{sent} + $second || $late->{sent} > $early->{answered};
