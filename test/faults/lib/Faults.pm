@@ -385,7 +385,7 @@ sub look_at_end
 	# Patroni may remove the data of a server that is starting.
 	$log =~ s/^.*PANIC:  could not locate a valid checkpoint record\n.*\bstartup process .*signal 6.*\n//mg;
 	append('final.log', 'server', $_)
-	  foreach complaints(), $log =~ /^(.*(?:TRAP: |PANIC: | XX[0-9A-Z]{3} (?!wal|startup)|signal (?:4|6|7|8|11)\b).*)$/mg;
+	  foreach complaints(), $log =~ /^(.*(?:TRAP: |PANIC: | XX[0-9A-Z]{3} (?!wal|startup|postmaster).*(?:ERROR|FATAL): |signal (?:4|6|7|8|11)\b).*)$/mg;
 	return;
 }
 
