@@ -39,7 +39,8 @@ sub set
 
 	%{ $self->{settings} } = (%{ $self->{settings} }, %settings);
 	open my $conf, '>', "$self->{dir}/node.conf" or die "$self->{dir}: $!";
-	print {$conf} "unix_socket_directories = '$self->{dir}'\n";
+	# PGPORT may say another port.
+	print {$conf} "port = 5432\nunix_socket_directories = '$self->{dir}'\n";
 	foreach my $name (sort keys %{ $self->{settings} })
 	{
 		print {$conf} "$name = '$self->{settings}{$name}'\n" if defined $self->{settings}{$name};
@@ -73,7 +74,7 @@ sub follow
 	if ($anew)
 	{
 		system('rm', '-rf', $self->{data});
-		@done = ('pg_basebackup', '-D', $self->{data}, '-h', $primary->{dir}, '-X', 'stream', '-c', 'fast', '-N');
+		@done = ('pg_basebackup', '-D', $self->{data}, '-h', $primary->{dir}, qw(-p 5432 -U postgres -X stream -c fast -N));
 	}
 	else
 	{
