@@ -218,7 +218,7 @@ for suite in "${suites[@]}"; do
 			;;
 		faults)
 			# scripts/test-faults.sh takes longer.
-			run faults run_faults 1.5 "$RANDOM"
+			run faults run_faults 0.75 "$RANDOM"
 			;;
 		demo)
 			run demo demo
