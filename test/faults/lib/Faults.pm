@@ -13,7 +13,7 @@ use Exporter 'import';
 use POSIX qw(WNOHANG);
 use Time::HiRes qw(CLOCK_MONOTONIC clock_gettime usleep);
 
-our @EXPORT = qw(now any_of slurp append begin_fault end_fault complain complaints
+our @EXPORT = qw(now any_of slurp begin_fault end_fault
   pids process gone run_program run_to_end wait_until pass ask_server
   stop_process see_to_stopped is_stopped start_clients see_to_clients end_clients clients kill_client
   make_tables look_at_end judge clean_up_processes);
@@ -118,11 +118,6 @@ sub complain
 {
 	push @complaints, @_;
 	return;
-}
-
-sub complaints
-{
-	return @complaints;
 }
 
 # ---- Processes ----
@@ -385,7 +380,7 @@ sub look_at_end
 	# Patroni may remove the data of a server that is starting.
 	$log =~ s/^.*PANIC:  could not locate a valid checkpoint record\n.*\bstartup process .*signal 6.*\n//mg;
 	append('final.log', 'server', $_)
-	  foreach complaints(), $log =~ /^(.*(?:TRAP: |PANIC: | XX[0-9A-Z]{3} (?!wal|startup|postmaster).*(?:ERROR|FATAL): |signal (?:4|6|7|8|11)\b).*)$/mg;
+	  foreach @complaints, $log =~ /^(.*(?:TRAP: |PANIC: | XX[0-9A-Z]{3} (?!wal|startup|postmaster).*(?:ERROR|FATAL): |signal (?:4|6|7|8|11)\b).*)$/mg;
 	return;
 }
 
