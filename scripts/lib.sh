@@ -249,7 +249,7 @@ start_cluster()
 # run_faults MINUTES SEED: test the checker of test/faults, then give it something
 # to judge: one server, one with a synchronous standby, and one with an
 # asynchronous one.  Needs faults_packages, and the tree built.
-faults_packages=(libpq-dev libfaketime socat)
+faults_packages=(libpq-dev socat)
 run_faults()
 {
 	local faults=$work/tree/test/faults

@@ -418,8 +418,7 @@ sub check_takeovers
 # wait for longer unless a fault explains it.  The lease of a request that was
 # repeated is waited for by the one who asked last.  What PostgreSQL's lock manager
 # does goes by the wall clock: lock_timeout there, and the wait for a prepared
-# transaction; and once that has been set, libfaketime shows its signal handlers
-# another time than the rest.  Statements that may wait for a row lock are not looked at.
+# transaction.  Statements that may wait for a row lock are not looked at.
 sub check_wait
 {
 	my $prompt =
