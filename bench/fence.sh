@@ -16,17 +16,7 @@ begin
 build_and_install
 start_cluster bench "max_connections = $((clients + 20))" "autovacuum = off"
 psql -X -q -c "CREATE EXTENSION distlock"
-for table in plain by_constant by_column; do
-	psql -X -q <<SQL
-CREATE TABLE $table (id integer PRIMARY KEY, v integer) WITH (fillfactor = 50);
-INSERT INTO $table SELECT g, 0 FROM generate_series(1, 100000) g;
-SQL
-done
-psql -X -q -A -t <<'SQL'
-VACUUM ANALYZE;
-SELECT distlock_protect('by_constant', 'accounts');
-SELECT distlock_protect('by_column', 'account:{id}');
-SQL
+psql -X -q -A -t -f "$top/bench/fence/tables.sql"
 
 measure "$top/bench/fence" "${1:-7}" "${2:-5}" "$clients" \
 	bare call guarded pipeline_bare pipeline_guarded \

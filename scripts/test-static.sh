@@ -52,8 +52,8 @@ sanitize()
 }
 
 begin
-apt_install clang-tidy cppcheck gcc make libc6-dev libhiredis-dev libpq-dev \
-	"postgresql-server-dev-$PG_VERSION"
+apt_install clang-tidy cppcheck gcc make libc6-dev libcurl4-openssl-dev libhiredis-dev \
+	libmariadb-dev libpq-dev libzookeeper-mt-dev "postgresql-server-dev-$PG_VERSION"
 copy_tree "$work/tree"
 cd "$work/tree"
 
@@ -61,7 +61,8 @@ sources=(src/*.c test/*/*.c bench/*/*.c)
 # With assertions, which say what cannot be.
 flags=(-std=gnu99 -fno-strict-aliasing -fwrapv -D_GNU_SOURCE -DUSE_ASSERT_CHECKING=1 -Isrc
 	-isystem "$("$pg_bin/pg_config" --includedir-server)"
-	-isystem "$("$pg_bin/pg_config" --includedir)")
+	-isystem "$("$pg_bin/pg_config" --includedir)"
+	-isystem /usr/include/mariadb -DTHREADED)
 clean=yes
 
 echo 1..3

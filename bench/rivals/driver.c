@@ -1,0 +1,451 @@
+/*
+ * Measure one lock service: the same work, by the same number of threads, for
+ * each of them.
+ *
+ * Usage: driver RIVAL TARGET WORK CLIENTS SECONDS [NAMES [TTL_MS]]
+ *
+ *		pairs		acquire and release, names at random
+ *		one			all clients want one name, and keep it for a millisecond; who
+ *					has released waits until another client has it
+ *		renew		each client renews a lease of its own
+ *		hold		NAMES leases are taken by all clients together, and left
+ *		beat		as hold, then each of them is renewed every ten seconds; says
+ *					"begin" and "end" when the seconds of that begin and end, and
+ *					lets go of them a second later
+ *		takeover	CLIENTS holders are killed, SECONDS times; see takeover.c
+ *
+ * Prints what it measured, a line for each, times in microseconds: "rate" is
+ * acquires or renewals a second, "latency" that of one of them.  With "one" there
+ * is "handover", from the moment a release is sent until the next holder has its
+ * answer, and how many grants the least and the most fortunate client had.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "rival.h"
+#include "samples.h"
+#include "takeover.h"
+
+#define HOLD_US	1000
+#define BEAT_US	10000000
+
+typedef struct Client
+{
+	pthread_t	thread;
+	int			number;
+	void	   *session;
+	long		done;
+	Samples		latency;
+	Samples		handover;
+} Client;
+
+static const Rival *rival;
+static const char *target;
+static void (*work) (Client *client);
+static int	nclients;
+static double seconds;
+static int	names = 100000;
+static int	ttl_ms = 30000;
+
+/* What is done between these counts; nobody begins anything after the second. */
+static _Atomic int64_t begin_at = INT64_MAX;
+static _Atomic int64_t end_at = INT64_MAX;
+static _Atomic int64_t released_at;
+static long grants;
+static pthread_mutex_t grants_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t another_grant;
+static pthread_barrier_t ready;
+static pthread_barrier_t holding;
+static __thread unsigned seed;
+
+void
+die(const char *format,...)
+{
+	va_list		args;
+
+	va_start(args, format);
+	fprintf(stderr, "driver: ");
+	vfprintf(stderr, format, args);
+	fprintf(stderr, "\n");
+	va_end(args);
+	exit(1);
+}
+
+int64_t
+now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t) ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+void
+sleep_until(int64_t us)
+{
+	struct timespec ts = {us / 1000000, us % 1000000 * 1000};
+
+	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR)
+		;
+}
+
+void
+sleep_us(int64_t us)
+{
+	sleep_until(now_us() + us);
+}
+
+void
+seed_random(int number)
+{
+	seed = (unsigned) number + 1;
+}
+
+static int
+pick(int n)
+{
+	return rand_r(&seed) % n;
+}
+
+void
+sleep_before_retry(void)
+{
+	sleep_us(50000 + pick(200000));
+}
+
+bool
+is_over(void)
+{
+	return now_us() >= end_at;
+}
+
+/* ---- Work ---- */
+
+/* Count something that began then and has just been done, if it counts. */
+static bool
+count(Client *client, int64_t start, int64_t end)
+{
+	if (start < begin_at || end >= end_at)
+		return false;
+	add_sample(&client->latency, end - start);
+	client->done++;
+	return true;
+}
+
+static void
+work_pairs(Client *client)
+{
+	while (!is_over())
+	{
+		Grant		grant;
+		char		name[64];
+		int64_t		start = now_us();
+
+		snprintf(name, sizeof(name), "n%d", pick(names));
+		rival->acquire(client->session, name, ttl_ms, &grant);
+		(void) count(client, start, now_us());
+		rival->release(client->session, &grant);
+	}
+}
+
+static long
+count_grant(void)
+{
+	long		nth;
+
+	pthread_mutex_lock(&grants_mutex);
+	nth = ++grants;
+	pthread_cond_broadcast(&another_grant);
+	pthread_mutex_unlock(&grants_mutex);
+	return nth;
+}
+
+/* Until another client has been granted the lock, or it is over. */
+static void
+wait_for_another(long nth)
+{
+	struct timespec end = {end_at / 1000000, end_at % 1000000 * 1000};
+
+	pthread_mutex_lock(&grants_mutex);
+	while (grants == nth && nclients > 1 &&
+		   pthread_cond_timedwait(&another_grant, &grants_mutex, &end) != ETIMEDOUT)
+		;
+	pthread_mutex_unlock(&grants_mutex);
+}
+
+static void
+work_one(Client *client)
+{
+	while (!is_over())
+	{
+		Grant		grant;
+		int64_t		start = now_us();
+		int64_t		got;
+		int64_t		released;
+		long		nth;
+
+		rival->acquire(client->session, "one", ttl_ms, &grant);
+		got = now_us();
+		released = released_at;
+		nth = count_grant();
+		if (count(client, start, got) && released > 0)
+			add_sample(&client->handover, got - released);
+		sleep_us(HOLD_US);
+		released_at = now_us();
+		rival->release(client->session, &grant);
+		wait_for_another(nth);
+	}
+}
+
+static void
+work_renew(Client *client)
+{
+	Grant		grant;
+	char		name[64];
+
+	snprintf(name, sizeof(name), "r%d", client->number);
+	rival->acquire(client->session, name, ttl_ms, &grant);
+	while (!is_over())
+	{
+		int64_t		start = now_us();
+
+		rival->renew(client->session, &grant, ttl_ms);
+		(void) count(client, start, now_us());
+	}
+	rival->release(client->session, &grant);
+}
+
+static int
+share_of(const Client *client)
+{
+	return names / nclients + (client->number < names % nclients);
+}
+
+static Grant *
+hold(Client *client)
+{
+	int			n = share_of(client);
+	Grant	   *grants = calloc(n, sizeof(Grant));
+
+	if (!grants)
+		die("out of memory");
+	for (int i = 0; i < n; i++)
+	{
+		char		name[64];
+		int64_t		start = now_us();
+
+		snprintf(name, sizeof(name), "h%d", i * nclients + client->number);
+		rival->acquire(client->session, name, ttl_ms, &grants[i]);
+		(void) count(client, start, now_us());
+	}
+	return grants;
+}
+
+static void
+work_hold(Client *client)
+{
+	free(hold(client));
+}
+
+static void
+work_beat(Client *client)
+{
+	Grant	   *grants = hold(client);
+	int			n = share_of(client);
+	int64_t		start;
+	int64_t		due;
+
+	pthread_barrier_wait(&holding);
+	pthread_barrier_wait(&holding);
+	start = begin_at + (int64_t) client->number * BEAT_US / names;
+	for (int64_t i = 0; n > 0 && (due = start + i * BEAT_US / n) < end_at; i++)
+	{
+		sleep_until(due);
+		rival->renew(client->session, &grants[i % n], ttl_ms);
+		(void) count(client, due, now_us());
+	}
+	/* Whoever reads "end" has to find the server as it was. */
+	sleep_until(end_at + 1000000);
+	for (int i = 0; i < n; i++)
+		rival->release(client->session, &grants[i]);
+	free(grants);
+}
+
+static void *
+client_main(void *arg)
+{
+	Client	   *client = arg;
+
+	seed_random(client->number);
+	client->session = rival->open(target, client->number, ttl_ms);
+	pthread_barrier_wait(&ready);
+	work(client);
+	return NULL;
+}
+
+/* ---- All together ---- */
+
+/* The first tenth is for warming up. */
+static void
+set_time(void)
+{
+	int64_t		now = now_us();
+
+	begin_at = now + (int64_t) (seconds * 1e5);
+	end_at = now + (int64_t) (seconds * 11e5);
+}
+
+/* Let the clients begin, and end; returns for how many seconds they counted. */
+static double
+lead(void)
+{
+	int64_t		start;
+
+	pthread_barrier_wait(&ready);
+	start = now_us();
+	if (work == work_hold)
+	{
+		begin_at = start;
+		return 0;
+	}
+	if (work == work_beat)
+	{
+		pthread_barrier_wait(&holding);
+		set_time();
+		pthread_barrier_wait(&holding);
+		sleep_until(begin_at);
+		puts("begin");
+		fflush(stdout);
+		sleep_until(end_at);
+		puts("end");
+		fflush(stdout);
+	}
+	else
+		set_time();
+	return seconds;
+}
+
+static void
+measure(void)
+{
+	Client	   *clients = calloc(nclients, sizeof(Client));
+	Samples		latency = {0};
+	Samples		handover = {0};
+	long		done = 0;
+	long		fewest;
+	long		most = 0;
+	int64_t		start;
+	double		counted;
+	pthread_condattr_t attr;
+
+	if (!clients)
+		die("out of memory");
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&another_grant, &attr);
+	pthread_barrier_init(&ready, NULL, nclients + 1);
+	pthread_barrier_init(&holding, NULL, nclients + 1);
+	for (int i = 0; i < nclients; i++)
+	{
+		clients[i].number = i;
+		if (pthread_create(&clients[i].thread, NULL, client_main, &clients[i]) != 0)
+			die("could not start a thread");
+	}
+	start = now_us();
+	counted = lead();
+	for (int i = 0; i < nclients; i++)
+		pthread_join(clients[i].thread, NULL);
+	if (counted == 0)
+		counted = (now_us() - start) / 1e6;
+
+	fewest = clients[0].done;
+	for (int i = 0; i < nclients; i++)
+	{
+		done += clients[i].done;
+		fewest = clients[i].done < fewest ? clients[i].done : fewest;
+		most = clients[i].done > most ? clients[i].done : most;
+		merge_samples(&latency, &clients[i].latency);
+		merge_samples(&handover, &clients[i].handover);
+		free(clients[i].latency.us);
+		free(clients[i].handover.us);
+	}
+	free(clients);
+	printf("rate %.1f\n", done / counted);
+	print_quantiles("latency", &latency);
+	if (work == work_one)
+	{
+		print_quantiles("handover", &handover);
+		printf("fewest %ld\nmost %ld\n", fewest, most);
+	}
+	free(latency.us);
+	free(handover.us);
+}
+
+static const Rival *
+find_rival(const char *name)
+{
+	const Rival *const tables[] = {postgres_rivals, redis_rivals, mariadb_rivals,
+	zookeeper_rivals, etcd_rivals};
+
+	for (int t = 0; t < 5; t++)
+	{
+		for (const Rival *r = tables[t]; r->name; r++)
+		{
+			if (strcmp(r->name, name) == 0)
+				return r;
+		}
+	}
+	die("unknown rival \"%s\"", name);
+}
+
+static void (*find_work(const char *name)) (Client *)
+{
+	static const struct
+	{
+		const char *name;
+		void		(*work) (Client *);
+	}			works[] = {
+		{"pairs", work_pairs}, {"one", work_one}, {"renew", work_renew},
+		{"hold", work_hold}, {"beat", work_beat}
+	};
+
+	for (int i = 0; i < 5; i++)
+	{
+		if (strcmp(works[i].name, name) == 0)
+			return works[i].work;
+	}
+	die("unknown work \"%s\"", name);
+}
+
+int
+main(int argc, char **argv)
+{
+	if (argc < 6 || argc > 8)
+		die("usage: driver RIVAL TARGET WORK CLIENTS SECONDS [NAMES [TTL_MS]]");
+	rival = find_rival(argv[1]);
+	target = argv[2];
+	nclients = (int) strtol(argv[4], NULL, 10);
+	seconds = strtod(argv[5], NULL);
+	if (argc > 6)
+		names = (int) strtol(argv[6], NULL, 10);
+	if (argc > 7)
+		ttl_ms = (int) strtol(argv[7], NULL, 10);
+	if (nclients < 1 || seconds <= 0 || names < 1 || ttl_ms < 1)
+		die("numbers must be positive");
+	if (strcmp(argv[3], "takeover") == 0)
+	{
+		measure_takeover(rival, target, nclients, (int) seconds, ttl_ms);
+		return 0;
+	}
+	work = find_work(argv[3]);
+	if (!rival->renew && (work == work_renew || work == work_beat))
+		die("%s: there is nothing to renew", rival->name);
+	measure();
+	return 0;
+}

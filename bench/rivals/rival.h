@@ -1,0 +1,66 @@
+/*
+ * A lock service as the driver uses it.  Each client is a thread with a session
+ * of its own.  Whatever fails ends the program.
+ */
+#ifndef RIVAL_H
+#define RIVAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What a client was given with the lock, and has to show. */
+typedef struct Grant
+{
+	char		name[64];
+	char		secret[192];
+	char		lease[32];
+} Grant;
+
+typedef struct Rival
+{
+	const char *name;
+
+	/*
+	 * "target" says where the server is, "number" which client it is.  Where the
+	 * session has a time to live, and not the lock, it is "ttl_ms".
+	 */
+	void	   *(*open) (const char *target, int number, int ttl_ms);
+
+	/*
+	 * Take the lock as soon as it is free.  A service whose locks have no time to
+	 * live ignores "ttl_ms".
+	 */
+	void		(*acquire) (void *session, const char *name, int ttl_ms, Grant *grant);
+	void		(*release) (void *session, Grant *grant);
+
+	/* Null if there is nothing to renew. */
+	void		(*renew) (void *session, Grant *grant, int ttl_ms);
+
+	/* Does a lock end by itself some time after its holder is gone? */
+	bool		expires;
+} Rival;
+
+extern const Rival postgres_rivals[];
+extern const Rival redis_rivals[];
+extern const Rival mariadb_rivals[];
+extern const Rival zookeeper_rivals[];
+extern const Rival etcd_rivals[];
+
+extern int64_t now_us(void);
+extern void sleep_us(int64_t us);
+extern void sleep_until(int64_t us);
+
+/*
+ * Sleep as a client does whom nobody tells when a lock is free: for 50 to 250 ms,
+ * at random, as redsync's does by default (redis-py's: 100 ms).
+ */
+extern void sleep_before_retry(void);
+
+/* To be called by each thread that does. */
+extern void seed_random(int number);
+
+/* Nobody needs to wait any more. */
+extern bool is_over(void);
+extern void die(const char *format,...) __attribute__((format(printf, 1, 2), noreturn));
+
+#endif
