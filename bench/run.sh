@@ -112,18 +112,22 @@ in_turn()
 	if [ $((round % 2)) -eq 1 ]; then printf '%s\n' "$@"; else printf '%s\n' "$@" | tac; fi
 }
 
-# usage SERVER: a line for each of its processes: how many ns its threads have been
-# on a processor so far, and how many bytes it has had written to disk.
-usage()
+# cpu_of SERVER: a line for each of its processes: how many ns its threads have been
+# on a processor so far.
+cpu_of()
 {
 	local pid
 
 	for pid in $(processes_of "$1"); do
-		as_root bash -c 'cat /proc/$0/task/*/schedstat && echo "$0 ends" && cat /proc/$0/io' "$pid" 2>/dev/null || true
-	done | awk '
-		NF == 3			{ ns += $1 }
-		$2 == "ends"	{ pid = $1 }
-		/^write_bytes:/	{ print pid, ns, $2; ns = 0 }'
+		echo "$pid $(cat "/proc/$pid"/task/*/schedstat 2>/dev/null | awk '{ ns += $1 } END { print ns + 0 }')"
+	done
+}
+
+# bytes_written: by all of the machine, to the disk that the servers are on.  (What
+# a process has written counts whole folios.)
+bytes_written()
+{
+	awk -v device="$(stat -c '%Hd:%Ld' "$work")" '$1 ":" $2 == device { print $10 * 512 }' /proc/diskstats
 }
 
 # ---- The works ----
@@ -189,19 +193,22 @@ work_renew()
 # renewed.
 beat()
 {
-	local name=$1 system=$2 line from
+	local name=$1 system=$2 line from written
 
+	sync -f "$work"
 	exec {from}< <(drive "$system" beat 32 "$beat_seconds" "$beat_leases" 60000)
 	read -r line <&"$from"
-	usage "$name" >"$work/before"
+	written=$(bytes_written)
+	cpu_of "$name" >"$work/before"
 	read -r line <&"$from"
-	usage "$name" >"$work/after"
+	cpu_of "$name" >"$work/after"
+	written=$(($(bytes_written) - written))
 	record beat "$system" 32 1 <&"$from"
 	exec {from}<&-
-	awk -v seconds="$beat_seconds" '
-		NR == FNR { ns[$1] = $2; bytes[$1] = $3; next }
-		{ all_ns += $2 - ns[$1]; all_bytes += $3 - bytes[$1] }
-		END { printf "cpu %.5f\nbytes %.0f\n", all_ns / 1e9 / seconds, all_bytes / seconds }
+	awk -v seconds="$beat_seconds" -v written="$written" '
+		NR == FNR { ns[$1] = $2; next }
+		{ all_ns += $2 - ns[$1] }
+		END { printf "cpu %.5f\nbytes %.0f\n", all_ns / 1e9 / seconds, written / seconds }
 	' "$work/before" "$work/after" | record beat "$system" 32 1
 }
 
@@ -400,7 +407,7 @@ describe()
 	echo "commit $(git -C "$top" describe --always --dirty 2>/dev/null || echo unknown)"
 	echo "cpu $(nproc) cores, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)"
 	echo "ram $(awk '/^MemTotal/ { printf "%.0f GB", $2 / 1048576 }' /proc/meminfo)"
-	echo "os $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release), Linux $(uname -r)"
+	echo "os $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release), Linux $(uname -r | cut -d - -f 1)"
 	echo "rounds $rounds"
 	echo "seconds $seconds"
 	echo "PostgreSQL $(psql -X -A -t -d "${target[distlock]}" -c 'SHOW server_version' | cut -d ' ' -f 1)"
