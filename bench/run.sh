@@ -24,10 +24,13 @@ pairs_of_holders=50
 takeover_rounds=4
 beat_leases=10000
 beat_seconds=20
+beat_rounds=2
 growth=(1000 10000 100000 1000000)
 snapshot_seconds=600
 snapshot_turn=2.5			# seconds of each system
 fence_seconds=2
+one_seconds=3
+one_ttl=500				# ms, how often pglock looks
 ttl=2000					# ms, where a lease has to end
 output=$top/docs
 works=()
@@ -42,10 +45,12 @@ quick()
 	takeover_rounds=1
 	beat_leases=1000
 	beat_seconds=3
+	beat_rounds=1
 	growth=(1000 10000)
 	snapshot_seconds=12
 	snapshot_turn=0.5
 	fence_seconds=1
+	one_seconds=0.5
 	output=
 }
 
@@ -145,7 +150,6 @@ work_pairs()
 	done
 }
 
-# What waits in vain looks again when a time to live is over.
 work_one()
 {
 	local round clients system
@@ -153,7 +157,7 @@ work_one()
 	for ((round = 1; round <= rounds; round++)); do
 		for clients in "${crowds[@]}"; do
 			for system in $(in_turn "$round" "${waiting[@]}"); do
-				drive "$system" one "$clients" "$seconds" 1 "$ttl" |
+				drive "$system" one "$clients" "$one_seconds" 1 "$one_ttl" |
 					record one "$system" "$clients" "$round"
 			done
 		done
@@ -189,11 +193,11 @@ work_renew()
 	done
 }
 
-# beat SERVER SYSTEM: what leases cost the server that they are on while they are
+# beat SERVER SYSTEM ROUND: what leases cost the server that they are on while they are
 # renewed.
 beat()
 {
-	local name=$1 system=$2 line from written
+	local name=$1 system=$2 round=$3 line from written
 
 	sync -f "$work"
 	exec {from}< <(drive "$system" beat 32 "$beat_seconds" "$beat_leases" 60000)
@@ -203,24 +207,25 @@ beat()
 	read -r line <&"$from"
 	cpu_of "$name" >"$work/after"
 	written=$(($(bytes_written) - written))
-	record beat "$system" 32 1 <&"$from"
+	record beat "$system" 32 "$round" <&"$from"
 	exec {from}<&-
 	awk -v seconds="$beat_seconds" -v written="$written" '
 		NR == FNR { ns[$1] = $2; next }
 		{ all_ns += $2 - ns[$1] }
 		END { printf "cpu %.5f\nbytes %.0f\n", all_ns / 1e9 / seconds, written / seconds }
-	' "$work/before" "$work/after" | record beat "$system" 32 1
+	' "$work/before" "$work/after" | record beat "$system" 32 "$round"
 }
 
 work_beat()
 {
-	beat bench distlock
-	beat bench distlock-durable
-	beat bench shedlock
-	beat bench pglock
-	beat redis redis
-	beat redis-always redis-always
-	beat etcd etcd-lease-each
+	local round pair
+
+	for ((round = 1; round <= beat_rounds; round++)); do
+		for pair in $(in_turn "$round" bench:distlock bench:distlock-durable bench:shedlock bench:pglock \
+			redis:redis redis-always:redis-always etcd:etcd-lease-each); do
+			beat "${pair%:*}" "${pair#*:}" "$round"
+		done
+	done
 }
 
 # sql TARGET STATEMENT
@@ -298,6 +303,7 @@ work_snapshot()
 	local system start now=0 round=0
 
 	start_postgresql snapshot
+	system snapshot-select-1 select-1 "$pg"
 	system snapshot-distlock distlock "$pg"
 	system snapshot-distlock-durable distlock-durable "$pg"
 	system snapshot-shedlock shedlock "$pg"
@@ -309,7 +315,7 @@ work_snapshot()
 	while [ "$now" -lt "$snapshot_seconds" ]; do
 		round=$((round + 1))
 		now=$((SECONDS - start))
-		for system in $(in_turn "$round" distlock distlock-durable shedlock pglock); do
+		for system in $(in_turn "$round" select-1 distlock distlock-durable shedlock pglock); do
 			drive "snapshot-$system" pairs 32 "$snapshot_turn" |
 				record snapshot "$system" "$now" "$round"
 		done
@@ -372,10 +378,11 @@ start_all()
 	local i name sockets_volatile=() sockets_always=()
 
 	start_postgresql bench
-	for name in distlock distlock-session distlock-durable advisory for-update shedlock pglock \
+	for name in distlock distlock-session distlock-durable advisory shedlock pglock \
 		select-1 empty-function; do
 		system "$name" "$name" "$pg"
 	done
+	system for-update for-update "$pg options='-csearch_path=unlogged,public'"
 	system shedlock-unlogged shedlock "$pg options='-csearch_path=unlogged,public'"
 	system pglock-unlogged pglock "$pg options='-csearch_path=unlogged,public'"
 

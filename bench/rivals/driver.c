@@ -98,7 +98,9 @@ sleep_until(int64_t us)
 void
 sleep_us(int64_t us)
 {
-	sleep_until(now_us() + us);
+	int64_t		until = now_us() + us;
+
+	sleep_until(until < end_at ? until : end_at);
 }
 
 void
@@ -107,7 +109,7 @@ seed_random(int number)
 	seed = (unsigned) number + 1;
 }
 
-static int
+int
 pick(int n)
 {
 	return rand_r(&seed) % n;
@@ -127,11 +129,11 @@ is_over(void)
 
 /* ---- Work ---- */
 
-/* Count something that began then and has just been done, if it counts. */
+/* Count something that has just been done, if it is time. */
 static bool
 count(Client *client, int64_t start, int64_t end)
 {
-	if (start < begin_at || end >= end_at)
+	if (end < begin_at || end >= end_at)
 		return false;
 	add_sample(&client->latency, end - start);
 	client->done++;

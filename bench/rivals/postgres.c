@@ -146,6 +146,8 @@ distlock_renew(void *arg, Grant *grant, int ttl_ms)
 	const char *values[] = {grant->name, grant->secret};
 
 	run(arg, "renew", 2, values);
+	if (answer(arg)[0] == '\0')
+		die("the lease of %s was lost", grant->name);
 }
 
 /* ---- Advisory locks ---- */

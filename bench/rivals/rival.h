@@ -47,6 +47,8 @@ extern const Rival zookeeper_rivals[];
 extern const Rival etcd_rivals[];
 
 extern int64_t now_us(void);
+
+/* No longer than the work lasts. */
 extern void sleep_us(int64_t us);
 extern void sleep_until(int64_t us);
 
@@ -56,7 +58,8 @@ extern void sleep_until(int64_t us);
  */
 extern void sleep_before_retry(void);
 
-/* To be called by each thread that does. */
+/* A random number below n, of this thread, which has called the other first. */
+extern int	pick(int n);
 extern void seed_random(int number);
 
 /* Nobody needs to wait any more. */

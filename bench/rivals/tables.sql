@@ -20,6 +20,8 @@ CREATE TABLE pglock (
 CREATE SEQUENCE pglock_rvn;
 
 CREATE SCHEMA unlogged;
+CREATE UNLOGGED TABLE unlogged.locks (LIKE locks INCLUDING ALL);
+INSERT INTO unlogged.locks TABLE locks;
 CREATE UNLOGGED TABLE unlogged.shedlock (LIKE shedlock INCLUDING ALL);
 CREATE UNLOGGED TABLE unlogged.pglock (LIKE pglock INCLUDING ALL);
 

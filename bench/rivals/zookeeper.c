@@ -63,6 +63,7 @@ open_session(const char *target, int number, int ttl_ms)
 	while (!session->connected)
 		pthread_cond_wait(&session->changed, &session->mutex);
 	pthread_mutex_unlock(&session->mutex);
+	(void) zoo_create(session->handle, "/locks", "", 0, &ZOO_OPEN_ACL_UNSAFE, ZOO_PERSISTENT, NULL, 0);
 	return session;
 }
 
@@ -81,7 +82,6 @@ create_node(Session *session, const char *directory, Grant *grant)
 			return;
 		if (rc != ZNONODE)
 			die("zookeeper: create: %s", zerror(rc));
-		(void) zoo_create(session->handle, "/locks", "", 0, &ZOO_OPEN_ACL_UNSAFE, ZOO_PERSISTENT, NULL, 0);
 		(void) zoo_create(session->handle, directory, "", 0, &ZOO_OPEN_ACL_UNSAFE, ZOO_CONTAINER, NULL, 0);
 	}
 }
