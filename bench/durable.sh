@@ -8,28 +8,15 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
 source "$top/bench/lib.sh"
+source "$top/bench/servers.sh"
 
 clients=${3:-32}
 pairs=${4:-1000000}
-redis_pid=
 
 finish()
 {
-	[ -z "$redis_pid" ] || kill "$redis_pid" 2>/dev/null || true
+	stop_servers
 	cleanup
-}
-
-# Redis writes to the same disk, under the same user.
-start_redis()
-{
-	as_user mkdir -p "$work/redis"
-	as_user redis-server --port 0 --unixsocket "$work/redis/socket" \
-		--dir "$work/redis" --appendonly yes --appendfsync always --save '' \
-		>"$work/redis.log" 2>&1 &
-	redis_pid=$!
-	until redis-cli -s "$work/redis/socket" ping >/dev/null 2>&1; do
-		kill -0 "$redis_pid" 2>/dev/null || { cat "$work/redis.log" >&2; die "redis did not start"; }
-	done
 }
 
 rate()
@@ -59,12 +46,13 @@ grow()
 }
 
 begin
-apt_install redis-server libhiredis-dev
+apt_install procps redis-server libhiredis-dev
 build_and_install
 cc -O2 -Wall -o "$work/redis_pairs" "$top/bench/durable/redis_pairs.c" -lhiredis -lpthread
 start_cluster bench "max_connections = $((clients + 20))" "max_wal_size = 8GB" \
 	"log_checkpoints = off"
-start_redis
+# Redis writes to the same disk, under the same user.
+start_redis redis --appendonly yes --appendfsync always
 psql -X -q -c "CREATE EXTENSION distlock"
 psql -X -q -f "$top/bench/durable/locks.sql"
 

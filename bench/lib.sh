@@ -18,19 +18,26 @@ pgbench_rate()
 	sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out"
 }
 
+# in_turn ROUND NAME...: the names in the order of this round.  Every other goes
+# backwards, so that none always follows the same one.
+in_turn()
+{
+	local round=$1
+
+	shift
+	if [ $((round % 2)) -eq 1 ]; then printf '%s\n' "$@"; else printf '%s\n' "$@" | tac; fi
+}
+
 # measure FOLDER ROUNDS SECONDS CLIENTS SCRIPT...: run them, print the medians.
-# Every other round goes backwards, so that none always follows the same one.
 measure()
 {
 	local folder=$1 rounds=$2 seconds=$3 clients=$4
-	local round script order
+	local round script
 
 	shift 4
 	say "$rounds rounds of $seconds s, $clients clients, $(nproc) cores, $(psql -X -A -t -c 'SHOW server_version')"
 	for ((round = 1; round <= rounds; round++)); do
-		order=("$@")
-		[ $((round % 2)) -eq 1 ] || order=($(printf '%s\n' "$@" | tac))
-		for script in "${order[@]}"; do
+		for script in $(in_turn "$round" "$@"); do
 			rate "$folder" "$seconds" "$clients" "$script" >>"$work/$script.tps"
 			printf '%s %.0f  ' "$script" "$(tail -n 1 "$work/$script.tps")"
 		done

@@ -9,7 +9,7 @@
 # Takes about an hour; --quick a few minutes, enough to see that all of it works.
 #
 # Writes FOLDER/benchmarks.md (what is between its two marks), FOLDER/benchmarks/
-# with a plot for each work, and FOLDER/benchmarks/raw.csv.  FOLDER is docs;
+# with plots, and FOLDER/benchmarks/raw.csv.  FOLDER is docs;
 # with --quick nothing is written unless it is named, and the tables are printed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
@@ -41,7 +41,6 @@ quick()
 	seconds=0.3
 	counts=(1 32)
 	crowds=(2 32)
-	pairs_of_holders=50
 	takeover_rounds=1
 	beat_leases=1000
 	beat_seconds=3
@@ -105,16 +104,6 @@ drive()
 
 	shift
 	as_user "$work/tree/bench/rivals/driver" "${rival[$system]}" "${target[$system]}" "$@"
-}
-
-# in_turn ROUND SYSTEM...: every other round goes backwards, so that none always
-# follows the same one.
-in_turn()
-{
-	local round=$1
-
-	shift
-	if [ $((round % 2)) -eq 1 ]; then printf '%s\n' "$@"; else printf '%s\n' "$@" | tac; fi
 }
 
 # cpu_of SERVER: a line for each of its processes: how many ns its threads have been
@@ -300,7 +289,7 @@ work_growth()
 # seconds since it was taken.
 work_snapshot()
 {
-	local system start now=0 round=0
+	local system table start now=0 round=0
 
 	start_postgresql snapshot
 	system snapshot-select-1 select-1 "$pg"
@@ -319,12 +308,10 @@ work_snapshot()
 			drive "snapshot-$system" pairs 32 "$snapshot_turn" |
 				record snapshot "$system" "$now" "$round"
 		done
-		sql "$pg" "SELECT pg_total_relation_size('distlock_lease_table')" | sed 's/^/bytes /' |
-			record snapshot distlock-durable "$now" "$round"
-		sql "$pg" "SELECT pg_total_relation_size('shedlock')" | sed 's/^/bytes /' |
-			record snapshot shedlock "$now" "$round"
-		sql "$pg" "SELECT pg_total_relation_size('pglock')" | sed 's/^/bytes /' |
-			record snapshot pglock "$now" "$round"
+		for table in distlock-durable:distlock_lease_table shedlock:shedlock pglock:pglock; do
+			sql "$pg" "SELECT 'bytes', pg_total_relation_size('${table#*:}')" | tr '|' ' ' |
+				record snapshot "${table%:*}" "$now" "$round"
+		done
 	done
 	printf '\\q\n' >&"${holder[1]}"
 	stop_postgresql snapshot

@@ -1,4 +1,4 @@
-# The servers of bench/run.sh other than PostgreSQL; to be sourced by bash after
+# The servers of the benchmarks other than PostgreSQL; to be sourced by bash after
 # scripts/lib.sh.  Each is on loopback or a Unix socket, has a folder of its own
 # under $work, is run by the same user, and ends with the script.  What it is
 # durable with is said where it starts.

@@ -86,7 +86,7 @@ now_us(void)
 	return (int64_t) ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
 }
 
-void
+static void
 sleep_until(int64_t us)
 {
 	struct timespec ts = {us / 1000000, us % 1000000 * 1000};
@@ -98,9 +98,22 @@ sleep_until(int64_t us)
 void
 sleep_us(int64_t us)
 {
+	sleep_until(now_us() + us);
+}
+
+static bool
+is_over(void)
+{
+	return now_us() >= end_at;
+}
+
+bool
+retry_after(int64_t us)
+{
 	int64_t		until = now_us() + us;
 
 	sleep_until(until < end_at ? until : end_at);
+	return !is_over();
 }
 
 void
@@ -115,16 +128,10 @@ pick(int n)
 	return rand_r(&seed) % n;
 }
 
-void
-sleep_before_retry(void)
-{
-	sleep_us(50000 + pick(200000));
-}
-
 bool
-is_over(void)
+retry_sometime(void)
 {
-	return now_us() >= end_at;
+	return retry_after(50000 + pick(200000));
 }
 
 /* ---- Work ---- */

@@ -251,8 +251,8 @@ shedlock_acquire(void *arg, const char *name, int ttl_ms, Grant *grant)
 	const char *values[] = {name, session->owner};
 
 	fill_grant(grant, name);
-	while (run(session, "acquire", 2, values) == 0)
-		sleep_before_retry();
+	while (run(session, "acquire", 2, values) == 0 && retry_sometime())
+		;
 }
 
 static void
@@ -321,10 +321,9 @@ pglock_acquire(void *arg, const char *name, int ttl_ms, Grant *grant)
 	{
 		next_version(session, version, sizeof(version));
 		run(session, "acquire", 4, values);
-		if (strcmp(answer(session), version) == 0 || is_over())
+		if (strcmp(answer(session), version) == 0 || !retry_after((int64_t) ttl_ms * 1000))
 			break;
 		snprintf(seen, sizeof(seen), "%s", answer(session));
-		sleep_us((int64_t) ttl_ms * 1000);
 	}
 	snprintf(grant->secret, sizeof(grant->secret), "%s", version);
 }

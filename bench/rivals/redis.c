@@ -118,7 +118,7 @@ acquire(void *arg, const char *name, int ttl_ms, Grant *grant)
 	Session    *session = arg;
 
 	snprintf(grant->name, sizeof(grant->name), "%s", name);
-	for (;;)
+	do
 	{
 		int			locked;
 
@@ -131,8 +131,7 @@ acquire(void *arg, const char *name, int ttl_ms, Grant *grant)
 			return;
 		if (locked > 0)
 			(void) give_up(session, grant);
-		sleep_before_retry();
-	}
+	} while (retry_sometime());
 }
 
 static void

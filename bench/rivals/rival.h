@@ -28,7 +28,7 @@ typedef struct Rival
 
 	/*
 	 * Take the lock as soon as it is free.  A service whose locks have no time to
-	 * live ignores "ttl_ms".
+	 * live ignores "ttl_ms".  See retry_after().
 	 */
 	void		(*acquire) (void *session, const char *name, int ttl_ms, Grant *grant);
 	void		(*release) (void *session, Grant *grant);
@@ -47,23 +47,24 @@ extern const Rival zookeeper_rivals[];
 extern const Rival etcd_rivals[];
 
 extern int64_t now_us(void);
-
-/* No longer than the work lasts. */
 extern void sleep_us(int64_t us);
-extern void sleep_until(int64_t us);
 
 /*
- * Sleep as a client does whom nobody tells when a lock is free: for 50 to 250 ms,
- * at random, as redsync's does by default (redis-py's: 100 ms).
+ * Sleep before trying again; returns false, at once, when nobody needs to wait any
+ * more.  An acquire then returns without the lock.
  */
-extern void sleep_before_retry(void);
+extern bool retry_after(int64_t us);
+
+/*
+ * The same, as a client does whom nobody tells when a lock is free: for 50 to 250
+ * ms, at random, as redsync's does by default (redis-py's: 100 ms).
+ */
+extern bool retry_sometime(void);
 
 /* A random number below n, of this thread, which has called the other first. */
 extern int	pick(int n);
 extern void seed_random(int number);
 
-/* Nobody needs to wait any more. */
-extern bool is_over(void);
 extern void die(const char *format,...) __attribute__((format(printf, 1, 2), noreturn));
 
 #endif
