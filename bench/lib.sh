@@ -1,6 +1,7 @@
 # Shared by the benchmarks of this folder; to be sourced by bash after
 # scripts/lib.sh.  Scripts for pgbench are measured in turn, round by round, in
-# one run on one server; what counts are the ratios within a round.
+# one run on one server, in an order by chance, so that none always follows the same
+# one; what counts are the ratios within a round.
 
 # rate FOLDER SECONDS CLIENTS SCRIPT: how often a second the script runs.  A
 # benchmark may redefine it for what pgbench does not do.
@@ -18,16 +19,6 @@ pgbench_rate()
 	sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out"
 }
 
-# in_turn ROUND NAME...: the names in the order of this round.  Every other goes
-# backwards, so that none always follows the same one.
-in_turn()
-{
-	local round=$1
-
-	shift
-	if [ $((round % 2)) -eq 1 ]; then printf '%s\n' "$@"; else printf '%s\n' "$@" | tac; fi
-}
-
 # measure FOLDER ROUNDS SECONDS CLIENTS SCRIPT...: run them, print the medians.
 measure()
 {
@@ -37,7 +28,7 @@ measure()
 	shift 4
 	say "$rounds rounds of $seconds s, $clients clients, $(nproc) cores, $(psql -X -A -t -c 'SHOW server_version')"
 	for ((round = 1; round <= rounds; round++)); do
-		for script in $(in_turn "$round" "$@"); do
+		for script in $(shuf -e -- "$@"); do
 			rate "$folder" "$seconds" "$clients" "$script" >>"$work/$script.tps"
 			printf '%s %.0f  ' "$script" "$(tail -n 1 "$work/$script.tps")"
 		done

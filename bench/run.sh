@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measure distlock and what users would pick instead, side by side: the same
-# work, the same machine, the same run, in turn, several rounds.
+# work, the same machine, the same run, in turn and in an order by chance, several
+# rounds.
 #
 # Usage: bench/run.sh [--quick] [--output FOLDER] [WORK...]
 #
@@ -16,12 +17,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
 source "$top/bench/lib.sh"
 source "$top/bench/servers.sh"
 
-rounds=5
-seconds=1.5
+rounds=9
+seconds=1
 counts=(1 8 32 128)			# clients
 crowds=(2 8 32 128)			# clients of one lock
 pairs_of_holders=50
-takeover_rounds=4
+takeover_rounds=8
 beat_leases=10000
 beat_seconds=20
 beat_rounds=2
@@ -29,9 +30,11 @@ growth=(1000 10000 100000 1000000)
 snapshot_seconds=600
 snapshot_turn=2.5			# seconds of each system
 fence_seconds=2
+one_rounds=5
 one_seconds=3
-one_ttl=500				# ms, how often pglock looks
-ttl=2000					# ms, where a lease has to end
+one_ttl=30000				# ms
+pglock_ttl=500				# ms, how often it looks
+takeover_ttl=2000			# ms
 output=$top/docs
 works=()
 
@@ -49,6 +52,7 @@ quick()
 	snapshot_seconds=12
 	snapshot_turn=0.5
 	fence_seconds=1
+	one_rounds=2
 	one_seconds=0.5
 	output=
 }
@@ -132,7 +136,7 @@ work_pairs()
 
 	for ((round = 1; round <= rounds; round++)); do
 		for clients in "${counts[@]}"; do
-			for system in $(in_turn "$round" select-1 empty-function "${volatile[@]}" "${durable[@]}"); do
+			for system in $(shuf -e select-1 empty-function "${volatile[@]}" "${durable[@]}"); do
 				drive "$system" pairs "$clients" "$seconds" | record pairs "$system" "$clients" "$round"
 			done
 		done
@@ -141,12 +145,14 @@ work_pairs()
 
 work_one()
 {
-	local round clients system
+	local round clients system ttl
 
-	for ((round = 1; round <= rounds; round++)); do
+	for ((round = 1; round <= one_rounds; round++)); do
 		for clients in "${crowds[@]}"; do
-			for system in $(in_turn "$round" "${waiting[@]}"); do
-				drive "$system" one "$clients" "$one_seconds" 1 "$one_ttl" |
+			for system in $(shuf -e "${waiting[@]}"); do
+				ttl=$one_ttl
+				[ "$system" != pglock ] || ttl=$pglock_ttl
+				drive "$system" one "$clients" "$one_seconds" 1 "$ttl" |
 					record one "$system" "$clients" "$round"
 			done
 		done
@@ -158,8 +164,8 @@ work_takeover()
 	local round system
 
 	for ((round = 1; round <= takeover_rounds; round++)); do
-		for system in $(in_turn "$round" "${waiting[@]}"); do
-			drive "$system" takeover "$pairs_of_holders" 1 1 "$ttl" |
+		for system in $(shuf -e "${waiting[@]}"); do
+			drive "$system" takeover "$pairs_of_holders" 1 1 "$takeover_ttl" |
 				record takeover "$system" "$pairs_of_holders" "$round"
 		done
 	done
@@ -172,7 +178,7 @@ work_renew()
 	local round system
 
 	for ((round = 1; round <= rounds; round++)); do
-		for system in $(in_turn "$round" select-1 "${renewing[@]}"); do
+		for system in $(shuf -e select-1 "${renewing[@]}"); do
 			if [ "$system" = select-1 ]; then
 				drive "$system" pairs 32 "$seconds"
 			else
@@ -210,7 +216,7 @@ work_beat()
 	local round pair
 
 	for ((round = 1; round <= beat_rounds; round++)); do
-		for pair in $(in_turn "$round" bench:distlock bench:distlock-durable bench:shedlock bench:pglock \
+		for pair in $(shuf -e bench:distlock bench:distlock-durable bench:shedlock bench:pglock \
 			redis:redis redis-always:redis-always etcd:etcd-lease-each); do
 			beat "${pair%:*}" "${pair#*:}" "$round"
 		done
@@ -230,16 +236,17 @@ fill()
 	local system=$1 n=$2
 
 	if [ "$system" = shedlock ]; then
-		sql "$pg" "INSERT INTO shedlock SELECT 'h' || g, 'infinity', 'epoch', '' FROM generate_series(0, $n - 1) g"
+		sql "$pg" "INSERT INTO shedlock SELECT 'h' || g, 'infinity', 'epoch', 'client 0' FROM generate_series(0, $n - 1) g"
 	else
 		drive "$system-$n" hold 16 1 "$n" 36000000
 	fi | record fill "$system" "$n" 1
 	case $system in
-		distlock)
-			sql "$pg" "SELECT sum(allocated_size) / current_setting('distlock.max_leases')::numeric
+		distlock*)
+			sql "$pg" "SELECT sum(allocated_size) / current_setting('distlock.max_leases')::numeric +
+				CASE WHEN '$system' = 'distlock-durable'
+					THEN pg_table_size('distlock_lease_table') / $n.0 ELSE 0 END
 				FROM pg_shmem_allocations WHERE name ~ '^distlock'"
 			;;
-		distlock-durable) sql "$pg" "SELECT pg_table_size('distlock_lease_table') / $n.0" ;;
 		shedlock) sql "$pg" "SELECT pg_total_relation_size('shedlock') / $n.0" ;;
 		redis)
 			redis-cli -s "$work/redis-$n/socket" info memory |
@@ -251,12 +258,15 @@ fill()
 # grow SYSTEM...: a server for each number of live leases, all of them in turn.
 grow()
 {
-	local n round system
+	local n round system with_redis=
 
+	[[ " $* " == *" redis "* ]] && with_redis=yes
 	for n in "${growth[@]}"; do
 		start_postgresql "grow-$n" "distlock.max_leases = $((growth[-1] + 100000))"
-		start_redis "redis-$n"
-		system "redis-$n" redis "$work/redis-$n/socket"
+		if [ -n "$with_redis" ]; then
+			start_redis "redis-$n"
+			system "redis-$n" redis "$work/redis-$n/socket"
+		fi
 		for system in distlock distlock-durable shedlock; do
 			system "$system-$n" "$system" "$pg"
 		done
@@ -267,18 +277,19 @@ grow()
 		sql "$pg" "CHECKPOINT"
 	done
 	for ((round = 1; round <= rounds; round++)); do
-		for n in $(in_turn "$round" "${growth[@]}"); do
-			for system; do
+		for system; do
+			for n in $(shuf -e "${growth[@]}"); do
 				drive "$system-$n" pairs 8 "$seconds" | record growth "$system" "$n" "$round"
 			done
 		done
 	done
 	for n in "${growth[@]}"; do
 		stop_postgresql "grow-$n"
-		stop_server "redis-$n"
+		[ -z "$with_redis" ] || stop_server "redis-$n"
 	done
 }
 
+# All in one server would have twice as many leases.
 work_growth()
 {
 	grow distlock shedlock redis
@@ -304,7 +315,7 @@ work_snapshot()
 	while [ "$now" -lt "$snapshot_seconds" ]; do
 		round=$((round + 1))
 		now=$((SECONDS - start))
-		for system in $(in_turn "$round" select-1 distlock distlock-durable shedlock pglock); do
+		for system in $(shuf -e select-1 distlock distlock-durable shedlock pglock); do
 			drive "snapshot-$system" pairs 32 "$snapshot_turn" |
 				record snapshot "$system" "$now" "$round"
 		done
@@ -324,7 +335,7 @@ work_fence()
 	start_postgresql fence
 	psql -X -q -d "$pg" -f "$top/bench/fence/tables.sql" >/dev/null
 	for ((round = 1; round <= rounds; round++)); do
-		for script in $(in_turn "$round" bare call guarded token statement_bare statement_guarded statement_token); do
+		for script in $(shuf -e bare call guarded token statement_bare statement_guarded statement_token); do
 			echo "rate $(pgbench_rate "$top/bench/fence" "$fence_seconds" 32 "$script")" |
 				record fence "$script" 32 "$round"
 		done

@@ -3,4 +3,4 @@
 \if :token = 0
 SELECT distlock_acquire(:k, ttl => '1h', scope => 'session') AS token \gset
 \endif
-UPDATE with_token SET v = v + 1, token = :token WHERE id = :id AND token <= :token;
+UPDATE plain SET v = v + 1, token = :token WHERE id = :id AND token <= :token;

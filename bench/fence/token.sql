@@ -4,5 +4,5 @@
 SELECT distlock_acquire(:k, ttl => '1h', scope => 'session') AS token \gset
 \endif
 BEGIN;
-UPDATE with_token SET v = v + 1, token = :token WHERE id = :id AND token <= :token;
+UPDATE plain SET v = v + 1, token = :token WHERE id = :id AND token <= :token;
 COMMIT;
