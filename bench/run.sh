@@ -277,7 +277,7 @@ grow()
 		sql "$pg" "CHECKPOINT"
 	done
 	for ((round = 1; round <= rounds; round++)); do
-		for system; do
+		for system in $(shuf -e "$@"); do
 			for n in $(shuf -e "${growth[@]}"); do
 				drive "$system-$n" pairs 8 "$seconds" | record growth "$system" "$n" "$round"
 			done
@@ -300,7 +300,7 @@ work_growth()
 # The clients column has the seconds since it was taken.
 snapshot()
 {
-	local system table start now=0
+	local system table start holder_pid now=0
 
 	start_postgresql snapshot
 	system snapshot-select-1 select-1 "$pg"
@@ -309,6 +309,7 @@ snapshot()
 	system snapshot-shedlock shedlock "$pg"
 	system snapshot-pglock pglock "$pg"
 	coproc holder { psql -X -q -A -t -d "$pg"; }
+	holder_pid=$holder_PID
 	printf 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;\n' >&"${holder[1]}"
 	read -r <&"${holder[0]}"
 	start=$SECONDS
@@ -330,6 +331,7 @@ snapshot()
 		done
 	done
 	printf '\\q\n' >&"${holder[1]}"
+	wait "$holder_pid" || true
 	stop_postgresql snapshot
 }
 
