@@ -335,7 +335,7 @@ snapshot()
 	stop_postgresql snapshot
 }
 
-# What autovacuum does about the lease tables would slow down whoever has his turn.
+# On the server of lease tables that grow, everybody gets slower in the end.
 work_snapshot()
 {
 	local snapshot_round=0
