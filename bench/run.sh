@@ -442,7 +442,7 @@ describe()
 
 begin
 apt_install procps gnuplot-nox mariadb-server redis-server etcd-server etcd-client zookeeper \
-	libpq-dev libhiredis-dev libmariadb-dev libzookeeper-mt-dev libcurl4-openssl-dev
+	libpq-dev libhiredis-dev libmariadb-dev libzookeeper-st-dev libcurl4-openssl-dev
 build_and_install
 as_user make -C "$work/tree/bench/rivals" -s PG_CONFIG="$pg_bin/pg_config"
 raw=$work/raw.csv

@@ -1,6 +1,7 @@
 /*
- * Measure one lock service: the same work, by the same number of threads, for
- * each of them.
+ * Measure one lock service: the same work, by the same number of clients, for
+ * each of them.  All clients are fibers of one thread, so that what is measured is
+ * the service, and not how the clients compete with it for the processors.
  *
  * Usage: driver RIVAL TARGET WORK CLIENTS SECONDS [NAMES [TTL_MS]]
  *
@@ -18,16 +19,16 @@
  * acquires or renewals a second, "latency" that of one of them.  With "one" there
  * is "handover", from the moment a release is sent until the next holder has its
  * answer, and how many grants the least and the most fortunate client had.
+ * "driver" is what part of the time this program was on a processor.
  */
-#include <errno.h>
-#include <pthread.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "fibers.h"
 #include "rival.h"
 #include "samples.h"
 #include "takeover.h"
@@ -37,7 +38,6 @@
 
 typedef struct Client
 {
-	pthread_t	thread;
 	int			number;
 	void	   *session;
 	long		done;
@@ -54,15 +54,15 @@ static int	names = 100000;
 static int	ttl_ms = 30000;
 
 /* What is done between these counts; nobody begins anything after the second. */
-static _Atomic int64_t begin_at = INT64_MAX;
-static _Atomic int64_t end_at = INT64_MAX;
-static _Atomic int64_t released_at;
+static int64_t begin_at = INT64_MAX;
+static int64_t end_at = INT64_MAX;
+static int64_t released_at;
 static long grants;
-static pthread_mutex_t grants_mutex = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t another_grant;
-static pthread_barrier_t ready;
-static pthread_barrier_t holding;
-static __thread unsigned seed;
+static Signal another_grant;
+static Barrier ready;
+static Barrier holding;
+static Barrier timed;
+static double driver_share;
 
 void
 die(const char *format,...)
@@ -75,30 +75,6 @@ die(const char *format,...)
 	fprintf(stderr, "\n");
 	va_end(args);
 	exit(1);
-}
-
-int64_t
-now_us(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t) ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
-}
-
-static void
-sleep_until(int64_t us)
-{
-	struct timespec ts = {us / 1000000, us % 1000000 * 1000};
-
-	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR)
-		;
-}
-
-void
-sleep_us(int64_t us)
-{
-	sleep_until(now_us() + us);
 }
 
 static bool
@@ -116,16 +92,10 @@ retry_after(int64_t us)
 	return !is_over();
 }
 
-void
-seed_random(int number)
-{
-	seed = (unsigned) number + 1;
-}
-
 int
 pick(int n)
 {
-	return rand_r(&seed) % n;
+	return random() % n;
 }
 
 bool
@@ -163,29 +133,12 @@ work_pairs(Client *client)
 	}
 }
 
-static long
-count_grant(void)
-{
-	long		nth;
-
-	pthread_mutex_lock(&grants_mutex);
-	nth = ++grants;
-	pthread_cond_broadcast(&another_grant);
-	pthread_mutex_unlock(&grants_mutex);
-	return nth;
-}
-
 /* Until another client has been granted the lock, or it is over. */
 static void
 wait_for_another(long nth)
 {
-	struct timespec end = {end_at / 1000000, end_at % 1000000 * 1000};
-
-	pthread_mutex_lock(&grants_mutex);
-	while (grants == nth && nclients > 1 &&
-		   pthread_cond_timedwait(&another_grant, &grants_mutex, &end) != ETIMEDOUT)
-		;
-	pthread_mutex_unlock(&grants_mutex);
+	if (grants == nth && nclients > 1)
+		wait_for_signal(&another_grant, end_at);
 }
 
 static void
@@ -202,7 +155,8 @@ work_one(Client *client)
 		rival->acquire(client->session, "one", ttl_ms, &grant);
 		got = now_us();
 		released = released_at;
-		nth = count_grant();
+		nth = ++grants;
+		tell_all(&another_grant);
 		if (count(client, start, got) && released > 0)
 			add_sample(&client->handover, got - released);
 		sleep_us(HOLD_US);
@@ -270,8 +224,8 @@ work_beat(Client *client)
 	int64_t		start;
 	int64_t		due;
 
-	pthread_barrier_wait(&holding);
-	pthread_barrier_wait(&holding);
+	wait_at_barrier(&holding);
+	wait_at_barrier(&timed);
 	start = begin_at + (int64_t) client->number * BEAT_US / names;
 	for (int64_t i = 0; n > 0 && (due = start + i * BEAT_US / n) < end_at; i++)
 	{
@@ -286,16 +240,14 @@ work_beat(Client *client)
 	free(grants);
 }
 
-static void *
-client_main(void *arg)
+static void
+be_client(void *arg)
 {
 	Client	   *client = arg;
 
-	seed_random(client->number);
 	client->session = rival->open(target, client->number, ttl_ms);
-	pthread_barrier_wait(&ready);
+	wait_at_barrier(&ready);
 	work(client);
-	return NULL;
 }
 
 /* ---- All together ---- */
@@ -310,34 +262,47 @@ set_time(void)
 	end_at = now + (int64_t) (seconds * 11e5);
 }
 
-/* Let the clients begin, and end; returns for how many seconds they counted. */
-static double
-lead(void)
+static int64_t
+processor_us(void)
 {
-	int64_t		start;
+	struct timespec ts;
 
-	pthread_barrier_wait(&ready);
-	start = now_us();
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+	return (int64_t) ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+/* Let the clients begin, and end. */
+static void
+lead(void *arg)
+{
+	bool		aloud = work == work_beat;
+	int64_t		used;
+
+	wait_at_barrier(&ready);
 	if (work == work_hold)
 	{
-		begin_at = start;
-		return 0;
+		begin_at = now_us();
+		return;
 	}
-	if (work == work_beat)
+	if (aloud)
+		wait_at_barrier(&holding);
+	set_time();
+	if (aloud)
+		wait_at_barrier(&timed);
+	sleep_until(begin_at);
+	used = processor_us();
+	if (aloud)
 	{
-		pthread_barrier_wait(&holding);
-		set_time();
-		pthread_barrier_wait(&holding);
-		sleep_until(begin_at);
 		puts("begin");
 		fflush(stdout);
-		sleep_until(end_at);
+	}
+	sleep_until(end_at);
+	driver_share = (processor_us() - used) / (seconds * 1e6);
+	if (aloud)
+	{
 		puts("end");
 		fflush(stdout);
 	}
-	else
-		set_time();
-	return seconds;
 }
 
 static void
@@ -349,29 +314,17 @@ measure(void)
 	long		done = 0;
 	long		fewest;
 	long		most = 0;
-	int64_t		start;
-	double		counted;
-	pthread_condattr_t attr;
 
 	if (!clients)
 		die("out of memory");
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&another_grant, &attr);
-	pthread_barrier_init(&ready, NULL, nclients + 1);
-	pthread_barrier_init(&holding, NULL, nclients + 1);
+	ready.missing = holding.missing = timed.missing = nclients + 1;
 	for (int i = 0; i < nclients; i++)
 	{
 		clients[i].number = i;
-		if (pthread_create(&clients[i].thread, NULL, client_main, &clients[i]) != 0)
-			die("could not start a thread");
+		make_fiber(be_client, &clients[i]);
 	}
-	start = now_us();
-	counted = lead();
-	for (int i = 0; i < nclients; i++)
-		pthread_join(clients[i].thread, NULL);
-	if (counted == 0)
-		counted = (now_us() - start) / 1e6;
+	make_fiber(lead, NULL);
+	run_fibers();
 
 	fewest = clients[0].done;
 	for (int i = 0; i < nclients; i++)
@@ -385,7 +338,9 @@ measure(void)
 		free(clients[i].handover.us);
 	}
 	free(clients);
-	printf("rate %.1f\n", done / counted);
+	printf("rate %.1f\n", done / (work == work_hold ? (now_us() - begin_at) / 1e6 : seconds));
+	if (work != work_hold)
+		printf("driver %.3f\n", driver_share);
 	print_quantiles("latency", &latency);
 	if (work == work_one)
 	{
@@ -447,6 +402,7 @@ main(int argc, char **argv)
 		ttl_ms = (int) strtol(argv[7], NULL, 10);
 	if (nclients < 1 || seconds <= 0 || names < 1 || ttl_ms < 1)
 		die("numbers must be positive");
+	srandom((unsigned) (now_us() ^ getpid()));
 	if (strcmp(argv[3], "takeover") == 0)
 	{
 		measure_takeover(rival, target, nclients, (int) seconds, ttl_ms);

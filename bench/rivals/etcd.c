@@ -8,11 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fibers.h"
 #include "rival.h"
 
 typedef struct Session
 {
 	CURL	   *curl;
+	CURLM	   *multi;			/* with that one only */
+	curl_socket_t socket;
+	int			waits_for;		/* CURL_POLL_IN, CURL_POLL_OUT, or neither */
+	int64_t		until;			/* or for this moment */
 	const char *target;
 	int			ttl_ms;
 	bool		lease_each;
@@ -34,6 +39,55 @@ collect(char *data, size_t size, size_t n, void *arg)
 	return size * n;
 }
 
+static int
+note_socket(CURL *curl, curl_socket_t socket, int what, void *arg, void *unused)
+{
+	Session    *session = arg;
+
+	session->socket = socket;
+	session->waits_for = what;
+	return 0;
+}
+
+static int
+note_timeout(CURLM *multi, long timeout_ms, void *arg)
+{
+	Session    *session = arg;
+
+	session->until = timeout_ms < 0 ? FOREVER : now_us() + timeout_ms * 1000;
+	return 0;
+}
+
+/* What curl_easy_perform() does, but for how it waits. */
+static CURLcode
+perform(Session *session)
+{
+	int			running;
+	int			unused;
+	CURLcode	rc;
+
+	curl_multi_add_handle(session->multi, session->curl);
+	do
+	{
+		bool		writing = session->waits_for == CURL_POLL_OUT;
+		curl_socket_t socket = session->socket;
+
+		if (session->waits_for != CURL_POLL_IN && !writing)
+			sleep_until(session->until);
+		else if (wait_for_file(socket, writing, session->until))
+		{
+			curl_multi_socket_action(session->multi, socket,
+									 writing ? CURL_CSELECT_OUT : CURL_CSELECT_IN, &running);
+			continue;
+		}
+		session->until = FOREVER;
+		curl_multi_socket_action(session->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+	} while (running > 0);
+	rc = curl_multi_info_read(session->multi, &unused)->data.result;
+	curl_multi_remove_handle(session->multi, session->curl);
+	return rc;
+}
+
 static void
 post(Session *session, const char *path, const char *body)
 {
@@ -46,7 +100,7 @@ post(Session *session, const char *path, const char *body)
 	session->answer[0] = '\0';
 	curl_easy_setopt(session->curl, CURLOPT_URL, url);
 	curl_easy_setopt(session->curl, CURLOPT_POSTFIELDS, body);
-	rc = curl_easy_perform(session->curl);
+	rc = perform(session);
 	curl_easy_getinfo(session->curl, CURLINFO_RESPONSE_CODE, &status);
 	if (rc != CURLE_OK || status != 200)
 		die("etcd: %s: %s %s", path, curl_easy_strerror(rc), session->answer);
@@ -106,6 +160,11 @@ open_session(const char *target, int number, int ttl_ms)
 	curl_easy_setopt(session->curl, CURLOPT_WRITEDATA, session);
 	curl_easy_setopt(session->curl, CURLOPT_TCP_NODELAY, 1L);
 	curl_easy_setopt(session->curl, CURLOPT_NOSIGNAL, 1L);
+	session->multi = curl_multi_init();
+	curl_multi_setopt(session->multi, CURLMOPT_SOCKETFUNCTION, note_socket);
+	curl_multi_setopt(session->multi, CURLMOPT_SOCKETDATA, session);
+	curl_multi_setopt(session->multi, CURLMOPT_TIMERFUNCTION, note_timeout);
+	curl_multi_setopt(session->multi, CURLMOPT_TIMERDATA, session);
 	return session;
 }
 

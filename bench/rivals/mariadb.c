@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fibers.h"
 #include "rival.h"
 
 typedef struct Session
@@ -29,11 +30,27 @@ open_session(const char *target, int number, int ttl_ms)
 	Session    *session = calloc(1, sizeof(Session));
 
 	session->mysql = mysql_init(NULL);
+	mysql_options(session->mysql, MYSQL_OPT_NONBLOCK, NULL);
 	if (!mysql_real_connect(session->mysql, NULL, "root", NULL, NULL, 0, target, 0))
 		die("mariadb: %s", mysql_error(session->mysql));
 	session->acquire = prepare(session->mysql, "SELECT GET_LOCK(?, ?)");
 	session->release = prepare(session->mysql, "SELECT RELEASE_LOCK(?)");
 	return session;
+}
+
+/* What mysql_stmt_execute() does, but for how it waits. */
+static int
+execute(MYSQL *mysql, MYSQL_STMT *statement)
+{
+	int			error;
+	int			waits_for = mysql_stmt_execute_start(&error, statement);
+
+	while (waits_for != 0)
+	{
+		(void) wait_for_file(mysql_get_socket(mysql), waits_for & MYSQL_WAIT_WRITE, FOREVER);
+		waits_for = mysql_stmt_execute_cont(&error, statement, waits_for);
+	}
+	return error;
 }
 
 /* Run a statement with a name, and perhaps a number; returns the one number it answers. */
@@ -49,7 +66,7 @@ run(Session *session, MYSQL_STMT *statement, const char *name, int number)
 	};
 	MYSQL_BIND	result = {.buffer_type = MYSQL_TYPE_LONG,.buffer = &answer,.is_null = &is_null};
 
-	if (mysql_stmt_bind_param(statement, values) || mysql_stmt_execute(statement) ||
+	if (mysql_stmt_bind_param(statement, values) || execute(session->mysql, statement) ||
 		mysql_stmt_bind_result(statement, &result) || mysql_stmt_fetch(statement) != 0 ||
 		mysql_stmt_free_result(statement))
 		die("mariadb: %s", mysql_stmt_error(statement));

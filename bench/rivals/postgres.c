@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fibers.h"
 #include "rival.h"
 
 typedef struct Session
@@ -41,6 +42,18 @@ prepare(Session *session, const char *name, const char *sql)
 	PQclear(result);
 }
 
+static PGresult *
+next_result(Session *session)
+{
+	while (PQisBusy(session->conn))
+	{
+		(void) wait_for_file(PQsocket(session->conn), false, FOREVER);
+		if (!PQconsumeInput(session->conn))
+			die("%s", PQerrorMessage(session->conn));
+	}
+	return PQgetResult(session->conn);
+}
+
 /* Run a prepared statement; returns its rows or the rows it changed. */
 static int
 run(Session *session, const char *name, int n, const char *const *values)
@@ -48,7 +61,11 @@ run(Session *session, const char *name, int n, const char *const *values)
 	ExecStatusType status;
 
 	PQclear(session->result);
-	session->result = PQexecPrepared(session->conn, name, n, values, NULL, NULL, 0);
+	if (!PQsendQueryPrepared(session->conn, name, n, values, NULL, NULL, 0))
+		die("%s", PQerrorMessage(session->conn));
+	session->result = next_result(session);
+	while (next_result(session))
+		;
 	status = PQresultStatus(session->result);
 	if (status == PGRES_TUPLES_OK)
 		return PQntuples(session->result);

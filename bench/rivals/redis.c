@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fibers.h"
 #include "rival.h"
 
 #define MAX_SERVERS	5
@@ -66,6 +67,22 @@ open_session(const char *target, int number, int ttl_ms)
 	return session;
 }
 
+static redisReply *
+next_reply(redisContext *redis)
+{
+	redisReply *reply = NULL;
+
+	while (redisGetReplyFromReader(redis, (void **) &reply) == REDIS_OK && !reply)
+	{
+		(void) wait_for_file(redis->fd, false, FOREVER);
+		if (redisBufferRead(redis) != REDIS_OK)
+			break;
+	}
+	if (!reply)
+		die("redis: %s", redis->errstr);
+	return reply;
+}
+
 /* How many servers say yes?  All are asked before any is waited for. */
 static int
 count_replies(Session *session)
@@ -74,10 +91,8 @@ count_replies(Session *session)
 
 	for (int i = 0; i < session->nservers; i++)
 	{
-		redisReply *reply;
+		redisReply *reply = next_reply(session->servers[i]);
 
-		if (redisGetReply(session->servers[i], (void **) &reply) != REDIS_OK)
-			die("redis: %s", session->servers[i]->errstr);
 		if (reply->type == REDIS_REPLY_ERROR)
 			die("redis: %s", reply->str);
 		yes += reply->type == REDIS_REPLY_STATUS ||

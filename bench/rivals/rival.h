@@ -1,6 +1,6 @@
 /*
- * A lock service as the driver uses it.  Each client is a thread with a session
- * of its own.  Whatever fails ends the program.
+ * A lock service as the driver uses it.  Each client has a session of its own, and
+ * waits only by what fibers.h has.  Whatever fails ends the program.
  */
 #ifndef RIVAL_H
 #define RIVAL_H
@@ -46,9 +46,6 @@ extern const Rival mariadb_rivals[];
 extern const Rival zookeeper_rivals[];
 extern const Rival etcd_rivals[];
 
-extern int64_t now_us(void);
-extern void sleep_us(int64_t us);
-
 /*
  * Sleep before trying again; returns false, at once, when nobody needs to wait any
  * more.  An acquire then returns without the lock.
@@ -61,9 +58,8 @@ extern bool retry_after(int64_t us);
  */
 extern bool retry_sometime(void);
 
-/* A random number below n, of this thread, which has called the other first. */
+/* A random number below n. */
 extern int	pick(int n);
-extern void seed_random(int number);
 
 extern void die(const char *format,...) __attribute__((format(printf, 1, 2), noreturn));
 

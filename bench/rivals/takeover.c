@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "fibers.h"
 #include "rival.h"
 #include "samples.h"
 #include "takeover.h"
@@ -99,7 +100,6 @@ pair_main(void *arg)
 	void	   *session = rival->open(target, pair->number, WAITING_SESSION_MS);
 	char		name[64];
 
-	seed_random(pair->number);
 	pair_name(name, sizeof(name), pair->number);
 	/* So that not all deadlines are the same. */
 	sleep_us((int64_t) ttl_ms * 1000 / 50 * (pair->number % 50));
