@@ -258,15 +258,12 @@ fill()
 # grow SYSTEM...: a server for each number of live leases, all of them in turn.
 grow()
 {
-	local n round system with_redis=
+	local n round system
 
-	[[ " $* " == *" redis "* ]] && with_redis=yes
 	for n in "${growth[@]}"; do
 		start_postgresql "grow-$n" "distlock.max_leases = $((growth[-1] + 100000))"
-		if [ -n "$with_redis" ]; then
-			start_redis "redis-$n"
-			system "redis-$n" redis "$work/redis-$n/socket"
-		fi
+		start_redis "redis-$n"
+		system "redis-$n" redis "$work/redis-$n/socket"
 		for system in distlock distlock-durable shedlock; do
 			system "$system-$n" "$system" "$pg"
 		done
@@ -285,7 +282,7 @@ grow()
 	done
 	for n in "${growth[@]}"; do
 		stop_postgresql "grow-$n"
-		[ -z "$with_redis" ] || stop_server "redis-$n"
+		stop_server "redis-$n"
 	done
 }
 
@@ -296,14 +293,15 @@ work_growth()
 	grow distlock-durable
 }
 
-# snapshot SYSTEM...: in turn with SELECT 1 for as long as one snapshot is held open.
-# The clients column has the seconds since it was taken.
+# snapshot FLOOR SYSTEM...: in turn with SELECT 1, which is recorded as FLOOR, for as
+# long as one snapshot is held open.  The clients column has the seconds since it was
+# taken.
 snapshot()
 {
-	local system table start holder_pid now=0
+	local floor=$1 system table start holder_pid now
 
 	start_postgresql snapshot
-	system snapshot-select-1 select-1 "$pg"
+	system "snapshot-$floor" select-1 "$pg"
 	system snapshot-distlock distlock "$pg"
 	system snapshot-distlock-durable distlock-durable "$pg"
 	system snapshot-shedlock shedlock "$pg"
@@ -313,14 +311,13 @@ snapshot()
 	printf 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;\n' >&"${holder[1]}"
 	read -r <&"${holder[0]}"
 	start=$SECONDS
-	while [ "$now" -lt "$snapshot_seconds" ]; do
+	while now=$((SECONDS - start)) && [ "$now" -lt "$snapshot_seconds" ]; do
 		snapshot_round=$((snapshot_round + 1))
-		now=$((SECONDS - start))
-		for system in $(shuf -e select-1 "$@"); do
+		for system in $(shuf -e "$@"); do
 			drive "snapshot-$system" pairs 32 "$snapshot_turn" |
 				record snapshot "$system" "$now" "$snapshot_round"
 		done
-		for system; do
+		for system in "${@:2}"; do
 			case $system in
 				distlock) continue ;;
 				distlock-durable) table=distlock_lease_table ;;
@@ -340,8 +337,8 @@ work_snapshot()
 {
 	local snapshot_round=0
 
-	snapshot distlock distlock-durable
-	snapshot shedlock pglock
+	snapshot select-1 distlock distlock-durable
+	snapshot select-1-leases shedlock pglock
 }
 
 work_fence()
