@@ -473,6 +473,7 @@ extern DlVerdict dl_engine_request(DlEngine *engine, DlRequest *request,
 extern DlVerdict dl_engine_look(DlEngine *engine, DlRequest *request,
 								DlLease **leases, int64 now, TimestampTz wall,
 								DlEffects *fx);
+extern void dl_engine_announce(DlLease *lease, DlEffects *fx);
 extern int	dl_engine_ready_ahead(DlLease *lease);
 extern bool dl_engine_grant_for(DlEngine *engine, int backend, uint32 partitions,
 								int64 now, DlEffects *fx);

@@ -357,7 +357,10 @@ dl_lease_release(const DlKey *key, int64 token)
 	lease = dl_lease_lock(key, token, &now, &fx);
 	ours = lease != NULL && !dl_txn_releases(lease);
 	if (ours)
+	{
 		dl_txn_release(lease, false);
+		dl_engine_announce(lease, &fx);
+	}
 	dl_lease_unlock(dl_partition_of(key->hash), &fx);
 	return ours;
 }

@@ -628,6 +628,21 @@ try_to_grant(DlEngine *engine, DlRequest *request, DlLease **leases, int64 now,
 }
 
 /*
+ * The lease will soon be released, unless its transaction aborts.  Wake whom it
+ * will be granted to, so that he is on a processor by then; should he look too
+ * early, he goes on waiting.
+ */
+void
+dl_engine_announce(DlLease *lease, DlEffects *fx)
+{
+	DlLock	   *lock = lease->lock;
+
+	/* Where several hold the lock, only a semaphore gets room for another one. */
+	if (lock->nwaiting > 0 && (lock->limit > 0 || lock->nleases == 1))
+		dl_wake(fx, dlist_head_element(DlLease, lock_link, &lock->queue)->backend);
+}
+
+/*
  * The backend whose request for several locks stands right ahead of a waiting
  * one, and is ready here; -1 if there is none.
  */

@@ -571,6 +571,7 @@ main(int argc, char **argv)
 		attempt(test_frozen_shared);
 		attempt(test_hand_over);
 		attempt(test_successor);
+		attempt(test_announce);
 		attempt(test_few_wakes);
 		attempt(test_grace);
 		attempt(test_recovery);

@@ -259,6 +259,7 @@ extern void test_frozen(void);
 extern void test_frozen_shared(void);
 extern void test_hand_over(void);
 extern void test_successor(void);
+extern void test_announce(void);
 extern void test_few_wakes(void);
 extern void test_grace(void);
 extern void test_recovery(void);

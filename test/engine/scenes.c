@@ -198,6 +198,53 @@ test_successor(void)
 	end_everything();
 }
 
+/* A release to come is announced: how many backends does that wake? */
+static int
+announce(Claim *claim)
+{
+	DlEffects	fx = DL_NO_EFFECTS;
+
+	begin_operation("announce token", claim->token, 0);
+	dl_engine_announce(claim->record, &fx);
+	dl_effects_wake(&fx);
+	return nwakes;
+}
+
+/* It wakes the head of the queue, if there will be room for it, and grants nothing. */
+void
+test_announce(void)
+{
+	begin_scene(5);
+	scene_acquire(0, DL_SHARED, 10 * SECS);
+	verify(CHECK_FEW_WAKES, announce(first_holder()) == 0, "a release to nobody woke somebody");
+	scene_acquire(1, DL_SHARED, 10 * SECS);
+	scene_acquire(2, DL_EXCLUSIVE, 10 * SECS);
+	scene_acquire(3, DL_EXCLUSIVE, 10 * SECS);
+	verify(CHECK_FEW_WAKES, announce(first_holder()) == 0, "woken while another one still holds the lock");
+	end_lease(first_holder(), DL_RELEASED);
+	verify(CHECK_FEW_WAKES, announce(first_holder()) == 1 && sessions[2].just_woken,
+		   "not the head is woken, or not only that");
+	let_come();
+	verify(CHECK_FEW_WAKES, is_waiting(2) && is_waiting(3), "granted before the release");
+	end_lease(first_holder(), DL_RELEASED);
+	let_come();
+	verify(CHECK_FEW_WAKES, !is_waiting(2) && is_waiting(3), "not granted after it");
+	end_everything();
+
+	/* Of a semaphore any release makes room. */
+	begin_scene(3);
+	for (int b = 0; b < 3; b++)
+	{
+		fill_request(b, &model.locks[0], DL_SHARED, DL_SCOPE_LEASE, 10 * SECS);
+		sessions[b].request.limit = 2;
+		enter(&sessions[b]);
+	}
+	verify(CHECK_FEW_WAKES, is_waiting(2) && announce(first_holder()) == 1 && sessions[2].just_woken,
+		   "the next one is not woken");
+	let_come();
+	end_everything();
+}
+
 void
 test_few_wakes(void)
 {
